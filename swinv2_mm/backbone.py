@@ -1,0 +1,397 @@
+"""Swin Transformer V2 (arXiv 2111.09883) as a backbone for dense prediction."""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import WindowAttention
+from .checkpoint import load_pretrained
+from .windows import Windows, partition
+
+
+class Arch(NamedTuple):
+    """What tells one Swin Transformer V2 from another (paper, section 4.1; head dimension 32 throughout)."""
+
+    embed_dims: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    extra_norm_every_n_blocks: int = 0
+
+
+ARCHS = {
+    'tiny': Arch(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    'small': Arch(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    'base': Arch(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    'large': Arch(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    'huge': Arch(352, (2, 2, 18, 2), (11, 22, 44, 88), 6),
+    'giant': Arch(512, (2, 2, 42, 4), (16, 32, 64, 128), 6),
+}
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): drop a residual branch for whole images of the batch."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0.0:
+            return x
+        keep_prob = 1 - self.drop_prob
+        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep_prob)
+        return x * (kept / keep_prob)
+
+
+class PatchEmbed(nn.Module):
+    """Image to patch embeddings: ``(B, 3, H, W)`` to ``(B, ceil(H/patch), ceil(W/patch), C)``, zero-padded."""
+
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
+        self.norm = nn.LayerNorm(embed_dims)
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        image = F.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Merge 2 x 2 neighbours: ``(B, H, W, C)`` to ``(B, ceil(H/2), ceil(W/2), 2C)``, zero-padded.
+
+    The neighbours are concatenated column by column, as in the official code, and normalised after the reduction.
+    """
+
+    def __init__(self, embed_dims: int):
+        super().__init__()
+        self.reduction = nn.Linear(4 * embed_dims, 2 * embed_dims, bias=False)
+        self.norm = nn.LayerNorm(2 * embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H/2, W/2, 4C)
+        return self.norm(self.reduction(x))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, embed_dims: int, hidden_dims: int, drop: float):
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Window attention and MLP, each normalised after it and before it is added (residual post-norm, section 3.2).
+
+    Args:
+        embed_dims (int), num_heads (int), pretrained_window (int), qkv_bias (bool): as in `WindowAttention`.
+        mlp_ratio (float): hidden dimension of the MLP over ``embed_dims``.
+        drop (float): dropout after every linear layer but qkv.
+        attn_drop (float): dropout of attention weights.
+        drop_path (float): probability of dropping each of the two branches.
+        extra_norm (bool): whether a LayerNorm on the main branch ends the block (huge and giant).
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        pretrained_window: int,
+        qkv_bias: bool = True,
+        mlp_ratio: float = 4.0,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        extra_norm: bool = False,
+    ):
+        super().__init__()
+        self.attn = WindowAttention(embed_dims, num_heads, pretrained_window, qkv_bias, attn_drop, drop)
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.mlp = Mlp(embed_dims, int(mlp_ratio * embed_dims), drop)
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.drop_path = DropPath(drop_path)
+        self.norm3 = nn.LayerNorm(embed_dims) if extra_norm else nn.Identity()
+
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
+        """``(B, H, W, C)`` to the same, given the partition of the map into windows."""
+        x = x + self.drop_path(self.norm1(self.attn(x, windows)))
+        x = x + self.drop_path(self.norm2(self.mlp(x)))
+        return self.norm3(x)
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, every other one with shifted windows, and the way down to the next stage.
+
+    ``downsample`` stands beside the blocks and is not part of `forward`, because the pyramid takes the map before it.
+    """
+
+    def __init__(self, blocks: list[Block], downsample: nn.Module, window_size: int, with_cp: bool):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.window_size = window_size
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` to the same."""
+        plain, shifted = (
+            partition(*x.shape[:3], self.window_size, shift, x.device) for shift in (0, self.window_size // 2)
+        )
+        for i, block in enumerate(self.blocks):
+            windows = shifted if i % 2 else plain
+            if self.with_cp and self.training:
+                x = checkpoint(block, x, windows, use_reentrant=False)
+            else:
+                x = block(x, windows)
+        return x
+
+
+@MODELS.register_module()
+class SwinTransformerV2(BaseModule):
+    """Swin Transformer V2: an image to a pyramid of feature maps.
+
+    Args:
+        arch (str | dict): tiny, small, base, large, huge or giant; or a dict with ``embed_dims``, ``depths``,
+            ``num_heads`` and, optionally, ``extra_norm_every_n_blocks``.
+        in_channels (int): channels of the image.
+        patch_size (int): stride of the first stage in pixels.
+        window_size (int | Sequence[int]): window size in tokens, one for all stages or one per stage.
+        pretrained_window_sizes (int | Sequence[int], optional): the window size per stage that the position MLPs were
+            trained with, as large as the map of that stage at most: (16, 16, 16, 8) for 256 pixels and window 16. It
+            stays what it was through fine-tuning at other windows. None: what the checkpoint says, and without a
+            checkpoint ``window_size``.
+        mlp_ratio (float): hidden dimension of the MLPs over their input dimension.
+        qkv_bias (bool): whether queries and values have a bias.
+        drop_rate (float): dropout in attention output and MLP.
+        attn_drop_rate (float): dropout of attention weights.
+        drop_path_rate (float): stochastic depth of the last block; it grows linearly from 0 at the first.
+        out_indices (Sequence[int]): stages whose maps are returned.
+        frozen_stages (int): -1 freezes nothing, 0 the patch embedding, n also the first n stages with their norms.
+        with_cp (bool): activation checkpointing of every block in training: less memory, more time.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads weights.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it, its value and what would be right.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        in_channels: int = 3,
+        patch_size: int = 4,
+        window_size: int | Sequence[int] = 16,
+        pretrained_window_sizes: int | Sequence[int] | None = None,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(init_cfg)
+        arch = _parse_arch(arch)
+        num_stages = len(arch.depths)
+        windows = _per_stage('window_size', window_size, num_stages)
+        self._pretrained_windows_given = pretrained_window_sizes is not None
+        if self._pretrained_windows_given:
+            pretrained_windows = _per_stage('pretrained_window_sizes', pretrained_window_sizes, num_stages)
+        else:
+            pretrained_windows = windows
+        self.out_indices = _check_out_indices(out_indices, num_stages)
+        if frozen_stages not in range(-1, num_stages + 1):
+            raise ValueError(f'frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}')
+        self.frozen_stages = frozen_stages
+
+        self.patch_embed = PatchEmbed(in_channels, arch.embed_dims, patch_size)
+        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(arch.depths), device='cpu').tolist())
+        self.layers = nn.ModuleList()
+        for i, (depth, num_heads) in enumerate(zip(arch.depths, arch.num_heads)):
+            embed_dims = arch.embed_dims * 2**i
+            blocks = [
+                Block(
+                    embed_dims,
+                    num_heads,
+                    pretrained_windows[i],
+                    qkv_bias,
+                    mlp_ratio,
+                    drop_rate,
+                    attn_drop_rate,
+                    next(drop_paths),
+                    extra_norm=arch.extra_norm_every_n_blocks > 0 and (j + 1) % arch.extra_norm_every_n_blocks == 0,
+                )
+                for j in range(depth)
+            ]
+            downsample = PatchMerging(embed_dims) if i + 1 < num_stages else nn.Identity()
+            self.layers.append(Stage(blocks, downsample, windows[i], with_cp))
+            if i in self.out_indices:
+                self.add_module(f'norm{i}', nn.LayerNorm(embed_dims))
+        # In the state dict, so that a fine-tuned checkpoint says which windows its position MLPs were trained with.
+        self.register_buffer('pretrained_windows', torch.tensor(pretrained_windows))
+        self._init_from_scratch()
+        self._freeze()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of an image of any size.
+
+        Args:
+            image (Tensor): (B, in_channels, H, W).
+
+        Returns:
+            tuple[Tensor]: for each of ``out_indices`` a contiguous (B, C * 2**i, ceil(H / s), ceil(W / s)) map of
+            stride s = patch_size * 2**i.
+        """
+        outs = []
+        x = self.patch_embed(image)  # (B, H/4, W/4, C)
+        for i, stage in enumerate(self.layers[: self.out_indices[-1] + 1]):
+            if i > 0:
+                x = self.layers[i - 1].downsample(x)
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2).contiguous())
+        return tuple(outs)
+
+    @property
+    def window_size(self) -> tuple[int, ...]:
+        """Window size in tokens, per stage."""
+        return tuple(stage.window_size for stage in self.layers)
+
+    def set_window_size(self, window_size: int | Sequence[int]):
+        """Attend in other windows from now on. Parameters and ``pretrained_window_sizes`` stay.
+
+        Args:
+            window_size (int | Sequence[int]): window size in tokens, one for all stages or one per stage.
+        """
+        for stage, window in zip(self.layers, _per_stage('window_size', window_size, len(self.layers))):
+            stage.window_size = window
+            for block in stage.blocks:
+                block.attn.cpb_mlp.drop_kept()
+
+    @property
+    def pretrained_window_sizes(self) -> tuple[int, ...]:
+        """The window size per stage that normalises the position MLPs."""
+        return tuple(stage.blocks[0].attn.cpb_mlp.pretrained_window for stage in self.layers)
+
+    def _set_pretrained_window_sizes(self, windows: Sequence[int]):
+        for stage, window in zip(self.layers, windows):
+            for block in stage.blocks:
+                block.attn.cpb_mlp.pretrained_window = window
+                block.attn.cpb_mlp.drop_kept()
+        self.pretrained_windows.copy_(torch.tensor(windows))
+
+    def init_weights(self):
+        """Load the checkpoint that ``init_cfg`` names; without one the initialisation from scratch stays.
+
+        Raises:
+            CheckpointError: the checkpoint can't be read, or is none of this architecture.
+        """
+        if self.init_cfg is None:
+            return
+        if not isinstance(self.init_cfg, dict) or set(self.init_cfg) != {'type', 'checkpoint'}:
+            raise ValueError(
+                f"init_cfg must be None or dict(type='Pretrained', checkpoint=PATH_OR_URL), got {self.init_cfg!r}"
+            )
+        load_pretrained(self, self.init_cfg['checkpoint'])
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self):
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed]
+        for i in range(self.frozen_stages):
+            frozen.append(self.layers[i])
+            if i in self.out_indices:
+                frozen.append(getattr(self, f'norm{i}'))
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def _init_from_scratch(self):
+        """The official initialisation: blocks start as the identity, because their post-norms start at weight 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, Block):
+                nn.init.zeros_(module.norm1.weight)
+                nn.init.zeros_(module.norm2.weight)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # A file without the buffer, one of another implementation, lacks nothing: the windows stay as they are.
+        key = f'{prefix}pretrained_windows'
+        loaded = state_dict.get(key)
+        own = self.pretrained_window_sizes
+        if loaded is not None and len(loaded) == len(own) and tuple(loaded.tolist()) != own:
+            loaded = tuple(loaded.tolist())
+            if self._pretrained_windows_given:
+                print_log(
+                    f'the checkpoint was trained with pretrained_window_sizes={loaded}, the argument says {own}: '
+                    'the argument is used, and the position bias is wrong unless it is right',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+            else:
+                self._set_pretrained_window_sizes(loaded)
+        state_dict[key] = self.pretrained_windows
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _parse_arch(arch):
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f'arch must be one of {", ".join(ARCHS)} or a dict, got {arch!r}')
+        return ARCHS[arch]
+    fields, optional = set(Arch._fields), set(Arch._field_defaults)
+    if not isinstance(arch, dict) or not fields - optional <= set(arch) <= fields:
+        raise ValueError(f'arch must be a name or a dict with {", ".join(Arch._fields)}, got {arch!r}')
+    arch = Arch(**arch)
+    if len(arch.depths) != len(arch.num_heads):
+        raise ValueError(f'arch needs as many depths as num_heads, got {arch.depths!r} and {arch.num_heads!r}')
+    for i, num_heads in enumerate(arch.num_heads):
+        if arch.embed_dims * 2**i % num_heads:
+            raise ValueError(
+                f'stage {i} of arch has {arch.embed_dims * 2**i} channels, not divisible by {num_heads} heads'
+            )
+    return arch
+
+
+def _per_stage(name, sizes, num_stages):
+    """One positive int per stage from one for all or a sequence; anything else is an error that names the argument."""
+    per_stage = (sizes,) * num_stages if isinstance(sizes, int) else tuple(sizes)
+    if len(per_stage) != num_stages:
+        raise ValueError(f'{name} must be an int or {num_stages} ints, one per stage, got {sizes!r}')
+    if not all(isinstance(size, int) and size >= 1 for size in per_stage):
+        raise ValueError(f'{name} must be at least 1 token, got {sizes!r}')
+    return per_stage
+
+
+def _check_out_indices(out_indices, num_stages):
+    indices = tuple(out_indices)
+    if not indices or list(indices) != sorted(set(indices) & set(range(num_stages))):
+        raise ValueError(f'out_indices must be increasing stages out of 0 to {num_stages - 1}, got {out_indices!r}')
+    return indices
