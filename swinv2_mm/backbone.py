@@ -2,8 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from numbers import Integral
+from operator import index
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
@@ -51,6 +54,16 @@ class DropPath(nn.Module):
         return x * (kept / keep_prob)
 
 
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` in the dtype of its weights, so that autocast leaves the residual stream in float32 on any device.
+
+    On CUDA autocast does so by itself; on CPU it would keep the half precision of the branch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class PatchEmbed(nn.Module):
     """Image to patch embeddings: ``(B, 3, H, W)`` to ``(B, ceil(H/patch), ceil(W/patch), C)``, zero-padded."""
 
@@ -58,10 +71,11 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
-        self.norm = nn.LayerNorm(embed_dims)
+        self.norm = LayerNorm(embed_dims)
 
     def forward(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
+        # Plain ints: under torch.compile each image size gets its own graph, which is what ragged windows need.
+        height, width = (index(size) for size in image.shape[-2:])
         image = F.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
         return self.norm(self.proj(image).permute(0, 2, 3, 1))
 
@@ -75,7 +89,7 @@ class PatchMerging(nn.Module):
     def __init__(self, embed_dims: int):
         super().__init__()
         self.reduction = nn.Linear(4 * embed_dims, 2 * embed_dims, bias=False)
-        self.norm = nn.LayerNorm(2 * embed_dims)
+        self.norm = LayerNorm(2 * embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
@@ -124,11 +138,11 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.attn = WindowAttention(embed_dims, num_heads, pretrained_window, qkv_bias, attn_drop, drop)
-        self.norm1 = nn.LayerNorm(embed_dims)
+        self.norm1 = LayerNorm(embed_dims)
         self.mlp = Mlp(embed_dims, int(mlp_ratio * embed_dims), drop)
-        self.norm2 = nn.LayerNorm(embed_dims)
+        self.norm2 = LayerNorm(embed_dims)
         self.drop_path = DropPath(drop_path)
-        self.norm3 = nn.LayerNorm(embed_dims) if extra_norm else nn.Identity()
+        self.norm3 = LayerNorm(embed_dims) if extra_norm else nn.Identity()
 
     def forward(self, x: Tensor, windows: Windows) -> Tensor:
         """``(B, H, W, C)`` to the same, given the partition of the map into windows."""
@@ -213,14 +227,16 @@ class SwinTransformerV2(BaseModule):
         arch = _parse_arch(arch)
         num_stages = len(arch.depths)
         windows = _per_stage('window_size', window_size, num_stages)
-        self._pretrained_windows_given = pretrained_window_sizes is not None
-        if self._pretrained_windows_given:
+        self.pretrained_windows_given = pretrained_window_sizes is not None
+        if self.pretrained_windows_given:
             pretrained_windows = _per_stage('pretrained_window_sizes', pretrained_window_sizes, num_stages)
         else:
             pretrained_windows = windows
         self.out_indices = _check_out_indices(out_indices, num_stages)
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(f'frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be at least 0 and less than 1, got {drop_path_rate!r}')
         self.frozen_stages = frozen_stages
 
         self.patch_embed = PatchEmbed(in_channels, arch.embed_dims, patch_size)
@@ -245,7 +261,7 @@ class SwinTransformerV2(BaseModule):
             downsample = PatchMerging(embed_dims) if i + 1 < num_stages else nn.Identity()
             self.layers.append(Stage(blocks, downsample, windows[i], with_cp))
             if i in self.out_indices:
-                self.add_module(f'norm{i}', nn.LayerNorm(embed_dims))
+                self.add_module(f'norm{i}', LayerNorm(embed_dims))
         # In the state dict, so that a fine-tuned checkpoint says which windows its position MLPs were trained with.
         self.register_buffer('pretrained_windows', torch.tensor(pretrained_windows))
         self._init_from_scratch()
@@ -307,11 +323,12 @@ class SwinTransformerV2(BaseModule):
         """
         if self.init_cfg is None:
             return
-        if not isinstance(self.init_cfg, dict) or set(self.init_cfg) != {'type', 'checkpoint'}:
+        cfg = self.init_cfg if isinstance(self.init_cfg, dict) else {}
+        if cfg.get('type') != 'Pretrained' or set(cfg) != {'type', 'checkpoint'}:
             raise ValueError(
                 f"init_cfg must be None or dict(type='Pretrained', checkpoint=PATH_OR_URL), got {self.init_cfg!r}"
             )
-        load_pretrained(self, self.init_cfg['checkpoint'])
+        load_pretrained(self, cfg['checkpoint'])
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -348,7 +365,7 @@ class SwinTransformerV2(BaseModule):
         own = self.pretrained_window_sizes
         if loaded is not None and len(loaded) == len(own) and tuple(loaded.tolist()) != own:
             loaded = tuple(loaded.tolist())
-            if self._pretrained_windows_given:
+            if self.pretrained_windows_given:
                 print_log(
                     f'the checkpoint was trained with pretrained_window_sizes={loaded}, the argument says {own}: '
                     'the argument is used, and the position bias is wrong unless it is right',
@@ -357,7 +374,7 @@ class SwinTransformerV2(BaseModule):
                 )
             else:
                 self._set_pretrained_window_sizes(loaded)
-        state_dict[key] = self.pretrained_windows
+        state_dict[key] = torch.tensor(self.pretrained_window_sizes)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -382,16 +399,16 @@ def _parse_arch(arch):
 
 def _per_stage(name, sizes, num_stages):
     """One positive int per stage from one for all or a sequence; anything else is an error that names the argument."""
-    per_stage = (sizes,) * num_stages if isinstance(sizes, int) else tuple(sizes)
+    per_stage = tuple(sizes) if isinstance(sizes, Sequence | np.ndarray) else (sizes,) * num_stages
     if len(per_stage) != num_stages:
         raise ValueError(f'{name} must be an int or {num_stages} ints, one per stage, got {sizes!r}')
-    if not all(isinstance(size, int) and size >= 1 for size in per_stage):
-        raise ValueError(f'{name} must be at least 1 token, got {sizes!r}')
-    return per_stage
+    if not all(isinstance(size, Integral) and size >= 1 for size in per_stage):
+        raise ValueError(f'{name} must be ints of at least 1 token, got {sizes!r}')
+    return tuple(int(size) for size in per_stage)
 
 
 def _check_out_indices(out_indices, num_stages):
-    indices = tuple(out_indices)
-    if not indices or list(indices) != sorted(set(indices) & set(range(num_stages))):
+    indices = list(out_indices) if isinstance(out_indices, Sequence) else []
+    if not indices or indices != sorted(set(indices) & set(range(num_stages))):
         raise ValueError(f'out_indices must be increasing stages out of 0 to {num_stages - 1}, got {out_indices!r}')
-    return indices
+    return tuple(indices)

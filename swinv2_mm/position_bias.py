@@ -43,8 +43,9 @@ def relative_position_index(height: int, width: int, device=None) -> Tensor:
 class ContinuousPositionBias(nn.Sequential):
     """A small MLP from log-spaced offsets to one bias per head, for windows of any size.
 
-    The bias of windows that need no gradient in eval is computed once and kept. Changed weights, `train()`, `eval()`,
-    loading, and moving to another device or dtype drop what was kept.
+    In eval, where no gradient is needed, the bias of each shape is computed once and kept. `train()`, `eval()`,
+    loading, moving, and changes of the weights drop what was kept; of changes only those through ``.data``, which
+    PyTorch does not count, go unseen until `eval()` is called.
 
     Args:
         num_heads (int): attention heads.
@@ -111,6 +112,9 @@ class ContinuousPositionBias(nn.Sequential):
     def train(self, mode: bool = True):
         self.drop_kept()
         return super().train(mode)
+
+    def __getstate__(self):
+        return {**self.__dict__, '_kept': {}, '_kept_for': []}  # copies and pickles compute their own
 
     def _apply(self, fn, recurse=True):
         self.drop_kept()

@@ -1,0 +1,67 @@
+"""A small SwinV2 with a slim Mask R-CNN, from scratch, on the data set that tools/draw_dataset.py draws."""
+
+_base_ = '../mask_rcnn_swinv2.py'
+
+classes = ('disc', 'square', 'triangle', 'star', 'cross', 'ring', 'crescent', 'arrow')
+data_root = 'data/shapes/'
+metainfo = dict(classes=classes)
+max_iters = 300
+
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)),
+        window_size=8,
+        pretrained_window_sizes=8,
+        drop_path_rate=0.0,
+        init_cfg=None,
+    ),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
+    rpn_head=dict(in_channels=64, feat_channels=64),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=len(classes)),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=len(classes)),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=200),
+        rcnn=dict(sampler=dict(num=64)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200), rcnn=dict(max_per_img=20)),
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+dataset = dict(data_root=data_root, metainfo=metainfo)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
+    batch_sampler=None,
+    dataset=dict(**dataset, pipeline=train_pipeline),
+)
+val_dataloader = dict(num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=f'{data_root}annotations/instances_val2017.json')
+test_evaluator = val_evaluator
+
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=100)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, eta_min=0),
+]
+default_hooks = dict(
+    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2),
+    logger=dict(interval=10),
+)
+log_processor = dict(by_epoch=False, window_size=10)

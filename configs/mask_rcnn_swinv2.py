@@ -1,0 +1,30 @@
+"""Mask R-CNN with SwinV2-T, window 16, on COCO for 12 epochs (mmdet's 1x Swin recipe)."""
+
+_base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['swinv2_mm'])
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='SwinTransformerV2',
+        arch='tiny',
+        window_size=16,
+        pretrained_window_sizes=(16, 16, 16, 8),  # 256 pixels: the last map is 8 x 8
+        drop_path_rate=0.2,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
+            'swinv2_tiny_patch4_window16_256.pth',
+        ),
+    )
+)
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys=dict(
+            _delete_=True,
+            cpb_mlp=dict(decay_mult=0.0),
+            logit_scale=dict(decay_mult=0.0),
+            norm=dict(decay_mult=0.0),
+        )
+    )
+)

@@ -1,0 +1,233 @@
+"""From the flags of a command line to a config that is known to work: what training and testing share.
+
+Every check runs before the `Runner` is built, so that a mistake costs one line and leaves nothing behind.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import mmengine.config.utils
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import is_cuda_available
+from mmengine.dist import init_dist
+from mmengine.registry import MODELS
+from mmengine.utils import is_installed
+from torch import nn
+
+from .checkpoint import CheckpointError, read_checkpoint
+
+HOSTS = ('mmdet', 'mmseg')
+
+
+def bad_input(error: Exception) -> int:
+    """Print a user's mistake in one line. Returns the exit code for it, 2."""
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+
+
+def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Config:
+    """Read the config of a detector or segmentor.
+
+    Args:
+        path (str): the config file; it may inherit ``mmdet::`` and ``mmseg::`` recipes.
+        overrides (Mapping, optional): values by dotted name, as ``--cfg-options`` gives them.
+
+    Raises:
+        ValueError: there is no such file, or it is for neither mmdet nor mmseg.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f'config {path} does not exist')
+    _allow_onedl_recipes()
+    try:
+        cfg = Config.fromfile(path)
+    except (OSError, SyntaxError, NameError, TypeError) as error:
+        raise ValueError(f'config {path} cannot be read: {error}') from error
+    if overrides:
+        try:
+            cfg.merge_from_dict(dict(overrides))
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f'--cfg-options do not fit {path}: {error}') from error
+    scope = cfg.get('default_scope')
+    if scope not in HOSTS or 'model' not in cfg:
+        raise ValueError(
+            f'config {path} is for neither mmdet nor mmseg: default_scope is {scope!r} and it has '
+            f'{"a" if "model" in cfg else "no"} model; inherit a recipe of mmdet:: or mmseg::'
+        )
+    return cfg
+
+
+def _allow_onedl_recipes():
+    """OneDL distributes mmseg under a name that mmengine's list of recipe packages lacks."""
+    packages = mmengine.config.utils.MODULE2PACKAGE
+    if not is_installed(packages['mmseg']) and is_installed('onedl-mmsegmentation'):
+        packages['mmseg'] = 'onedl-mmsegmentation'
+
+
+def set_data_root(cfg: Config, data_root: str) -> None:
+    """Point all data sets and metrics of a config at another folder, laid out as the one it names."""
+    old_roots = {dataset['data_root'] for dataset in _datasets(cfg) if dataset.get('data_root')}
+    new_root = os.path.join(data_root, '')
+
+    def moved(value):
+        for old in old_roots:
+            if value == old or value.startswith(os.path.join(old, '')):
+                return os.path.join(new_root, os.path.relpath(value, old)) if value != old else new_root
+        return value
+
+    def move(node):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, str):
+                node[key] = moved(value)
+            elif isinstance(value, dict | list):
+                move(value)
+
+    for name in list(cfg):
+        if name.endswith(('_dataloader', '_evaluator')) and cfg[name]:
+            move(cfg[name])
+
+
+def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Check that the files and folders which the data sets of some splits name are there.
+
+    Args:
+        cfg (Config): the config.
+        splits (tuple[str]): out of train, val and test.
+
+    Raises:
+        ValueError: one is missing; the message names the path and the flag.
+    """
+    for dataset in _datasets(cfg, splits):
+        root = dataset.get('data_root') or ''
+        needed = [dataset.get('ann_file'), *dict(dataset.get('data_prefix') or {}).values()]
+        for path in (os.path.join(root, name) for name in needed if name):
+            if not os.path.exists(path):
+                raise ValueError(f'{path} does not exist: put the data there or name its folder with --data-root')
+
+
+def _datasets(cfg, splits=('train', 'val', 'test')) -> Iterator[ConfigDict]:
+    """The innermost data sets of some splits, inside wrappers like `RepeatDataset` and `ConcatDataset`."""
+    nodes = [(cfg.get(f'{split}_dataloader') or {}).get('dataset') for split in splits]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, list | tuple):
+            nodes.extend(node)
+        elif isinstance(node, dict) and ('dataset' in node or 'datasets' in node):
+            nodes += [node.get('dataset'), node.get('datasets')]
+        elif isinstance(node, dict):
+            yield node
+
+
+def set_amp(cfg: Config, dtype: str) -> None:
+    """Train in mixed precision.
+
+    Args:
+        cfg (Config): the config.
+        dtype (str): bf16 or fp16. fp16 scales the loss and needs a GPU.
+
+    Raises:
+        ValueError: fp16 without a GPU.
+    """
+    if dtype == 'fp16':
+        if not is_cuda_available():
+            raise ValueError('--amp fp16 needs a GPU, and PyTorch finds none: use --amp bf16')
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
+    else:
+        cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
+
+
+def set_initial_weights(cfg: Config, checkpoint: str) -> None:
+    """Start the backbone from a file or URL, or from scratch if ``checkpoint`` is ``none``."""
+    none = checkpoint.lower() == 'none'
+    cfg.model.backbone.init_cfg = None if none else dict(type='Pretrained', checkpoint=checkpoint)
+
+
+def check_backbone(cfg: Config) -> None:
+    """Check the arguments of the backbone, and that its initial weights can be read.
+
+    Raises:
+        ValueError: an argument is wrong.
+        CheckpointError: the initial weights can't be read.
+    """
+    backbone = dict(cfg.model.backbone)
+    if backbone.get('type') != 'SwinTransformerV2':
+        return
+    with torch.device('meta'):
+        try:
+            MODELS.build(backbone)
+        except TypeError as error:
+            raise ValueError(f'model.backbone of the config: {error}') from error
+    if backbone.get('init_cfg'):
+        read_checkpoint(backbone['init_cfg']['checkpoint'])
+
+
+def find_resume(work_dir: str | os.PathLike, resume: str) -> str:
+    """The checkpoint to resume from.
+
+    Args:
+        work_dir (str): folder of the run.
+        resume (str): a path, or ``auto`` for the newest checkpoint in ``work_dir`` that is whole. A run killed while
+            it wrote one leaves it truncated.
+
+    Raises:
+        CheckpointError: there is none, or the one named can't be read or holds no training state.
+    """
+    if resume != 'auto':
+        _check_resumable(resume)
+        return resume
+    candidates = sorted(Path(work_dir).glob('*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in candidates:
+        try:
+            _check_resumable(path)
+        except CheckpointError as error:
+            print(f'Skipping {path}: {error}')
+        else:
+            return str(path)
+    raise CheckpointError(f'nothing to resume: {work_dir} holds no whole checkpoint; leave --resume out to start anew')
+
+
+def _check_resumable(path):
+    if not {'meta', 'optimizer', 'state_dict'} <= set(read_checkpoint(path)):
+        raise CheckpointError(f'checkpoint {path} holds no training state to resume: pass it as --checkpoint instead')
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
+    """Load the weights of a whole detector or segmentor: all of them, from a checkpoint that a Runner wrote.
+
+    Raises:
+        CheckpointError: the file can't be read, or does not hold just the weights of this model.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint.get('state_dict', checkpoint)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        differences = [line.strip() for line in str(error).split('\n')[1:]]
+        more = f' ({len(differences) - 1} more differences)' if len(differences) > 1 else ''
+        raise CheckpointError(f'checkpoint {path} is not of this config: {differences[0][:200]}{more}') from None
+
+
+def init_distributed(cfg: Config, launcher: str) -> None:
+    """Join the processes of a launcher, over NCCL with GPUs and over gloo without.
+
+    Args:
+        cfg (Config): the config; without GPUs its model wrapper is set, since mmengine's default names a GPU.
+        launcher (str): none, pytorch, slurm or mpi.
+
+    Raises:
+        ValueError: the launcher's environment is missing.
+    """
+    cfg.launcher = launcher
+    if launcher == 'none':
+        return
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ValueError('--launcher pytorch needs the environment that torchrun sets: torchrun --nproc_per_node=N ...')
+    if is_cuda_available():
+        init_dist(launcher, **cfg.env_cfg.get('dist_cfg', {}))
+    elif launcher == 'pytorch':
+        torch.distributed.init_process_group('gloo')
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel')
+    else:
+        raise ValueError(f'--launcher {launcher} needs GPUs, and PyTorch finds none: use torchrun and pytorch')

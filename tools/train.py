@@ -1,0 +1,84 @@
+"""Train a detector or segmentor from its config."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+
+import swinv2_mm.launch as launch
+from swinv2_mm import CheckpointError
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='example: python tools/train.py configs/mask_rcnn_swinv2.py --data-root data/coco --amp bf16',
+    )
+    parser.add_argument('config', help='config file of a detector (mmdet) or segmentor (mmseg)')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/NAME_OF_CONFIG)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help='continue from a checkpoint; without PATH from the newest whole one in the work dir',
+    )
+    parser.add_argument('--amp', choices=('bf16', 'fp16'), help='train in mixed precision')
+    parser.add_argument('--data-root', help='folder of the data, laid out as the one in the config')
+    parser.add_argument('--checkpoint', help='initial weights of the backbone: a path, a URL, or none for scratch')
+    parser.add_argument('--seed', type=int, help='seed of all randomness')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override values of the config, for example train_dataloader.batch_size=4',
+    )
+    parser.add_argument('--local-rank', type=int, help=argparse.SUPPRESS)  # given by older launchers
+    return parser.parse_args(argv)
+
+
+def prepare(args):
+    """The config that the flags ask for, checked.
+
+    Raises:
+        ValueError: a flag, the config, the data or a checkpoint is wrong; the message says what to do.
+    """
+    cfg = launch.load_config(args.config, args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    if args.data_root:
+        launch.set_data_root(cfg, args.data_root)
+    if args.checkpoint:
+        launch.set_initial_weights(cfg, args.checkpoint)
+    if args.amp:
+        launch.set_amp(cfg, args.amp)
+    if args.seed is not None:
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=args.seed)
+    launch.check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train',))
+    launch.init_distributed(cfg, args.launcher)
+    if args.resume:
+        cfg.load_from = launch.find_resume(cfg.work_dir, args.resume)
+        cfg.resume = True
+        launch.set_initial_weights(cfg, 'none')  # the checkpoint brings all weights
+    launch.check_backbone(cfg)
+    return cfg
+
+
+def main():
+    args = parse_args()
+    try:
+        cfg = prepare(args)
+    except ValueError as error:
+        sys.exit(launch.bad_input(error))
+    runner = Runner.from_cfg(cfg)
+    try:
+        runner.train()
+    except CheckpointError as error:
+        sys.exit(launch.bad_input(error))
+
+
+if __name__ == '__main__':
+    main()
