@@ -321,14 +321,17 @@ class SwinTransformerV2(BaseModule):
         Raises:
             CheckpointError: the checkpoint can't be read, or is none of this architecture.
         """
-        if self.init_cfg is None:
-            return
+        if self.init_cfg is not None:
+            load_pretrained(self, self.pretrained_checkpoint())
+
+    def pretrained_checkpoint(self) -> str:
+        """The path or URL that ``init_cfg`` names; a `ValueError` if it has any other form."""
         cfg = self.init_cfg if isinstance(self.init_cfg, dict) else {}
         if cfg.get('type') != 'Pretrained' or set(cfg) != {'type', 'checkpoint'}:
             raise ValueError(
                 f"init_cfg must be None or dict(type='Pretrained', checkpoint=PATH_OR_URL), got {self.init_cfg!r}"
             )
-        load_pretrained(self, cfg['checkpoint'])
+        return cfg['checkpoint']
 
     def train(self, mode: bool = True):
         super().train(mode)

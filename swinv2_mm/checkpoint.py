@@ -83,7 +83,7 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
 
 
 def load_pretrained(backbone: nn.Module, source: str | os.PathLike) -> None:
-    """Load the backbone's weights from a file of the official repository or of our own.
+    """Load the backbone's weights from a file of the official repository or of our own, and log what was loaded.
 
     A detector or segmentor trained with the backbone will do as well. Everything but the output norms must be there,
     in the right shape; else nothing is loaded.
@@ -95,19 +95,7 @@ def load_pretrained(backbone: nn.Module, source: str | os.PathLike) -> None:
     Raises:
         CheckpointError: see `read_checkpoint`; or the file does not fit the backbone.
     """
-    state_dict = backbone_state_dict(read_checkpoint(source))
-    left_out = [name for name in state_dict if LEFT_OUT.search(name)]
-    if 'pretrained_windows' not in state_dict:
-        windows = pretrained_windows_from_tables(state_dict)
-        if windows:
-            state_dict['pretrained_windows'] = torch.tensor(windows)
-        elif not backbone.pretrained_windows_given:
-            raise CheckpointError(
-                f'checkpoint {source} does not say the windows it was trained with: pass pretrained_window_sizes, '
-                'for example (16, 16, 16, 8) for window 16 at 256 pixels'
-            )
-    weights = {name: value for name, value in state_dict.items() if name not in left_out}
-    initial = _check_fit(backbone, weights, source)
+    weights, left_out, initial = fit_pretrained(backbone, source)
     backbone.load_state_dict(weights, strict=False)
     print_log(
         f'Loaded {len(weights)} tensors of {source}. Left out: {_summary(left_out)}. At their initial value: '
@@ -115,6 +103,30 @@ def load_pretrained(backbone: nn.Module, source: str | os.PathLike) -> None:
         f'used with windows {backbone.window_size}.',
         logger='current',
     )
+
+
+def fit_pretrained(backbone: nn.Module, source: str | os.PathLike) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Read the weights that `load_pretrained` loads and check that they fit; changes nothing.
+
+    Args and errors as `load_pretrained`; the backbone may be on the meta device.
+
+    Returns:
+        tuple: the weights by name in the backbone, the names in the file that are left out, and the names in the
+        backbone that stay at their initial value.
+    """
+    state_dict = backbone_state_dict(read_checkpoint(source))
+    left_out = [name for name in state_dict if LEFT_OUT.search(name)]
+    weights = {name: value for name, value in state_dict.items() if name not in left_out}
+    initial = _check_fit(backbone, weights, source)
+    windows = pretrained_windows_from_tables(state_dict)
+    if windows:
+        weights.setdefault('pretrained_windows', torch.tensor(windows))
+    if 'pretrained_windows' not in weights and not backbone.pretrained_windows_given:
+        raise CheckpointError(
+            f'checkpoint {source} does not say the windows it was trained with: pass pretrained_window_sizes, '
+            'for example (16, 16, 16, 8) for window 16 at 256 pixels'
+        )
+    return weights, left_out, initial
 
 
 def backbone_state_dict(checkpoint: Mapping) -> dict[str, Tensor]:

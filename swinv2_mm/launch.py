@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 from torch import nn
 
-from .checkpoint import CheckpointError, read_checkpoint
+from .checkpoint import CheckpointError, fit_pretrained, read_checkpoint
 
 HOSTS = ('mmdet', 'mmseg')
 
@@ -111,7 +111,7 @@ def _datasets(cfg, splits=('train', 'val', 'test')) -> Iterator[ConfigDict]:
     """The innermost data sets of some splits, inside wrappers like `RepeatDataset` and `ConcatDataset`."""
     nodes = [(cfg.get(f'{split}_dataloader') or {}).get('dataset') for split in splits]
     while nodes:
-        node = nodes.pop()
+        node = nodes.pop(0)
         if isinstance(node, list | tuple):
             nodes.extend(node)
         elif isinstance(node, dict) and ('dataset' in node or 'datasets' in node):
@@ -145,22 +145,22 @@ def set_initial_weights(cfg: Config, checkpoint: str) -> None:
 
 
 def check_backbone(cfg: Config) -> None:
-    """Check the arguments of the backbone, and that its initial weights can be read.
+    """Check the arguments of the backbone, and that its initial weights are there and fit.
 
     Raises:
         ValueError: an argument is wrong.
-        CheckpointError: the initial weights can't be read.
+        CheckpointError: the initial weights can't be read or are of another architecture.
     """
     backbone = dict(cfg.model.backbone)
     if backbone.get('type') != 'SwinTransformerV2':
         return
     with torch.device('meta'):
         try:
-            MODELS.build(backbone)
+            built = MODELS.build(backbone)
         except TypeError as error:
             raise ValueError(f'model.backbone of the config: {error}') from error
-    if backbone.get('init_cfg'):
-        read_checkpoint(backbone['init_cfg']['checkpoint'])
+    if built.init_cfg is not None:
+        fit_pretrained(built, built.pretrained_checkpoint())
 
 
 def find_resume(work_dir: str | os.PathLike, resume: str) -> str:

@@ -27,13 +27,6 @@ def run(*args):
     return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True)
 
 
-def lens_area(first, second, distance):
-    """The area that two circles of these radii share."""
-    x = (distance**2 + first**2 - second**2) / (2 * distance)
-    sectors = first**2 * np.arccos(x / first) + second**2 * np.arccos((distance - x) / second)
-    return sectors - distance * np.sqrt(first**2 - x**2)
-
-
 @pytest.fixture(scope='module')
 def scenes():
     return [draw_dataset.draw_scene(np.random.default_rng(i)) for i in range(60)]
@@ -92,7 +85,7 @@ def test_colour_says_nothing_about_the_category(scenes):
     within = ((colours - means[categories - 1]) ** 2).sum(axis=0)
     f = (between / (len(IDS) - 1)) / (within / (len(colours) - len(IDS)))
     assert len(colours) > 150
-    assert f.max() < 3.6  # chance exceeds this once in 1000, for 7 and 200 degrees of freedom
+    assert f.max() < 4.3  # chance exceeds this once in 1000, for 5 and 200 degrees of freedom
     assert colours.std(axis=0).min() > 40
 
 
@@ -105,8 +98,6 @@ def test_colour_says_nothing_about_the_category(scenes):
         ('star', 5 * np.sin(np.pi / 5) * np.sin(np.pi / 10) / np.sin(7 * np.pi / 10)),
         ('cross', 2 * 1.9 * 0.5 - 0.5**2),
         ('ring', np.pi * (1 - 0.6**2)),
-        ('crescent', np.pi - lens_area(1, 0.8, 0.5)),
-        ('arrow', 0.8 + 0.95 * 0.4),
     ],
 )
 def test_shapes_have_the_area_of_geometry(name, area):

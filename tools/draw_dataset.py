@@ -19,9 +19,10 @@ from pycocotools import mask as rle_codec
 VERSION = '1'  # to be raised with every change of what is drawn: it tells an older data set from the current one
 SIZE = 256  # height and width of a scene in pixels
 MAX_OBJECTS = 6
-DIAMETERS = (30, 110)  # range of the circle around an object in pixels
+DIAMETERS = (60, 128)  # range of the circle around an object in pixels
 MIN_VISIBLE_SHARE = 0.6  # of an object's area, and of its outline; less is hard to tell by eye
 MIN_VISIBLE_PIXELS = 100
+BACKGROUND, OBJECT = (10, 110), (110, 245)  # ranges of the colour channels: objects are the brighter ones
 MIN_CONTRAST = 90  # summed over the three channels, between an object and what it covers
 TRIES = 30  # placements tried for an object before the scene does without it
 SPLITS = {'train': 'training', 'val': 'validation'}  # names in COCO and in ADE20K
@@ -42,8 +43,6 @@ SHAPES = {
     'star': _star,
     'cross': lambda u, v: (np.minimum(abs(u), abs(v)) <= 0.25) & (np.maximum(abs(u), abs(v)) <= 0.95),
     'ring': lambda u, v: abs(np.hypot(u, v) - 0.8) <= 0.2,
-    'crescent': lambda u, v: (np.hypot(u, v) <= 1) & (np.hypot(u - 0.5, v) >= 0.8),
-    'arrow': lambda u, v: ((u >= 0) & (u + abs(v) / 0.8 <= 1)) | ((abs(u + 0.475) <= 0.475) & (abs(v) <= 0.2)),
 }
 CATEGORIES = tuple(SHAPES)  # category ids, in COCO as in the label maps, count from 1 in this order
 
@@ -54,8 +53,12 @@ def rotated(angle: float, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
     return dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
 
 
-def draw_texture(rng: np.random.Generator) -> np.ndarray:
+def draw_texture(rng: np.random.Generator, darkest: int, brightest: int) -> np.ndarray:
     """Draw a plain, graded, striped, checked or blotched surface of two related colours, with some grain.
+
+    Args:
+        rng (Generator): source of the randomness.
+        darkest (int), brightest (int): range of the first colour's channels; the second is up to 30 away.
 
     Returns:
         ndarray: (SIZE, SIZE, 3), uint8.
@@ -67,7 +70,7 @@ def draw_texture(rng: np.random.Generator) -> np.ndarray:
     graded = (along - along.min()) / np.ptp(along)
     mix = (np.zeros((SIZE, SIZE)), graded, stripes, stripes ^ crossing, blotches)[rng.integers(5)]  # (SIZE, SIZE)
 
-    colour, change = rng.uniform(20, 236, 3), rng.uniform(-60, 60, 3)
+    colour, change = rng.uniform(darkest, brightest, 3), rng.uniform(-30, 30, 3)
     grain = rng.normal(0, rng.uniform(0, 8), (SIZE, SIZE, 1))
     return np.clip(colour + change * mix[..., None] + grain, 0, 255).astype(np.uint8)
 
@@ -115,11 +118,11 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np
         tuple: the image, (SIZE, SIZE, 3), uint8, BGR, and for each object its category id, from 1, and the mask of
         its visible pixels, (SIZE, SIZE), bool. The masks are disjoint and hold just the pixels that were painted.
     """
-    image = draw_texture(rng)
+    image = draw_texture(rng, *BACKGROUND)
     drawn = []  # of each object its category, its whole mask and the mask of what shows
     for category in rng.integers(1, len(CATEGORIES) + 1, rng.integers(1, MAX_OBJECTS + 1)).tolist():
         for _ in range(TRIES):
-            mask, texture = draw_mask(rng, category), draw_texture(rng)
+            mask, texture = draw_mask(rng, category), draw_texture(rng, *OBJECT)
             covered = [(earlier, whole, visible & ~mask) for earlier, whole, visible in drawn]
             fits = all(is_recognisable(whole, visible) for _, whole, visible in covered)
             if fits and stands_out(image, mask, texture):

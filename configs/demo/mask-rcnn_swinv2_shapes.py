@@ -2,30 +2,44 @@
 
 _base_ = '../mask_rcnn_swinv2.py'
 
-classes = ('disc', 'square', 'triangle', 'star', 'cross', 'ring', 'crescent', 'arrow')
+classes = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 data_root = 'data/shapes/'
 metainfo = dict(classes=classes)
-max_iters = 300
+max_iters = 800
+norm_cfg = dict(type='GN', num_groups=8)
+strides = [8, 16, 32]  # the shapes need no finer level
 
 model = dict(
     backbone=dict(
-        arch=dict(_delete_=True, embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)),
+        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 4, 2), num_heads=(1, 2, 4, 8)),
         window_size=8,
         pretrained_window_sizes=8,
         drop_path_rate=0.0,
         init_cfg=None,
     ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
-    rpn_head=dict(in_channels=64, feat_channels=64),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, start_level=1, num_outs=3, norm_cfg=norm_cfg),
+    rpn_head=dict(
+        in_channels=64,
+        feat_channels=64,
+        anchor_generator=dict(scales=[4, 8], strides=strides),
+    ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=len(classes)),
-        mask_roi_extractor=dict(out_channels=64),
+        bbox_roi_extractor=dict(out_channels=64, featmap_strides=strides),
+        bbox_head=dict(
+            type='Shared4Conv1FCBBoxHead',
+            in_channels=64,
+            conv_out_channels=64,
+            fc_out_channels=256,
+            norm_cfg=norm_cfg,
+            num_classes=len(classes),
+            reg_class_agnostic=True,
+        ),
+        mask_roi_extractor=dict(out_channels=64, featmap_strides=strides),
         mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=len(classes)),
     ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64)),
+        rcnn=dict(sampler=dict(num=48, pos_fraction=0.5)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200), rcnn=dict(max_per_img=20)),
 )
@@ -33,11 +47,13 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
     dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
@@ -54,14 +70,14 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f'{data_root}annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=100)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=200)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, eta_min=0),
 ]
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2),
+    checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=2),
     logger=dict(interval=10),
 )
 log_processor = dict(by_epoch=False, window_size=10)

@@ -1,0 +1,24 @@
+"""`torch.compile` in one graph gives the values of the eager backbone."""
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_the_compiled_backbone_gives_the_same_values_and_gradients_at_two_sizes(build_small, training):
+    torch._dynamo.reset()
+    arch = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
+    backbone = build_small(arch=arch, out_indices=(0, 1)).train(training)
+    compiled = torch.compile(backbone, fullgraph=True)
+    for size in ((32, 32), (39, 50)):
+        image = torch.randn(2, 3, *size, requires_grad=training)
+        with torch.set_grad_enabled(training):
+            outs, expected = compiled(image), backbone(image)
+        for out, value in zip(outs, expected, strict=True):
+            torch.testing.assert_close(out, value, rtol=1e-4, atol=1e-4)
+        if training:
+            weights = [torch.randn_like(value) for value in expected]
+            of = (image, *backbone.parameters())
+            gradients = torch.autograd.grad(outs, of, weights)
+            for gradient, value in zip(gradients, torch.autograd.grad(expected, of, weights), strict=True):
+                torch.testing.assert_close(gradient, value, rtol=1e-3, atol=1e-3 * value.abs().max().item())

@@ -1,0 +1,219 @@
+"""From flags to a checked config: what goes where, and one clear line for every mistake."""
+
+import os
+import re
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+
+import swinv2_mm.launch as launch
+from swinv2_mm import CheckpointError, SwinTransformerV2
+
+DET = 'configs/mask_rcnn_swinv2.py'
+DEMO = 'configs/demo/mask-rcnn_swinv2_shapes.py'
+SEG = """_base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
+custom_imports = dict(imports=['swinv2_mm'])
+model = dict(backbone=dict(_delete_=True, type='SwinTransformerV2'))
+"""
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch):
+    monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
+
+
+@pytest.fixture
+def seg(tmp_path):
+    path = tmp_path / 'upernet.py'
+    path.write_text(SEG)
+    return path
+
+
+@pytest.fixture
+def fails(load_tool, monkeypatch, capsys):
+    """Run a command line that must end with exit code 2 and one line; returns the line."""
+
+    def fails(tool, *args):
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            load_tool(tool).main()
+        assert ended.value.code == 2
+        lines = capsys.readouterr().err.strip().split('\n')
+        assert len(lines) == 1
+        return lines[0]
+
+    return fails
+
+
+def test_the_front_door_is_the_host_recipe_with_another_backbone():
+    cfg = launch.load_config(DET)
+    base = Config.fromfile('configs/mask_rcnn_swinv2.py')._cfg_dict
+    assert cfg.model.type == 'MaskRCNN'
+    assert cfg.train_cfg.max_epochs == 12
+    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
+    assert set(cfg.optim_wrapper.paramwise_cfg.custom_keys) == {'cpb_mlp', 'logit_scale', 'norm'}
+    assert base.model.backbone.init_cfg.checkpoint.endswith('/v2.0.0/swinv2_tiny_patch4_window16_256.pth')
+    names = [name for name, _ in SwinTransformerV2().named_parameters()]
+    for key in cfg.optim_wrapper.paramwise_cfg.custom_keys:
+        assert any(key in name for name in names), key
+
+
+def test_data_root_moves_every_data_set_and_metric(seg):
+    cfg = launch.load_config(DET)
+    launch.set_data_root(cfg, '/elsewhere')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.data_root == '/elsewhere/'
+    assert cfg.val_evaluator.ann_file == '/elsewhere/annotations/instances_val2017.json'
+    assert cfg.test_evaluator.ann_file == '/elsewhere/annotations/instances_val2017.json'
+    cfg = launch.load_config(seg)
+    launch.set_data_root(cfg, 'ade')
+    assert cfg.train_dataloader.dataset.data_root == 'ade/'
+    assert cfg.test_dataloader.dataset.data_prefix.img_path == 'images/validation'
+
+
+def test_data_root_reaches_data_sets_inside_wrappers():
+    cfg = launch.load_config(DET)
+    inner = cfg.train_dataloader.dataset
+    cfg.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner])
+    )
+    launch.set_data_root(cfg, '/elsewhere')
+    assert cfg.train_dataloader.dataset.dataset.datasets[0].data_root == '/elsewhere/'
+    with pytest.raises(ValueError, match=r'/elsewhere/annotations/instances_train2017\.json does not exist'):
+        launch.check_data(cfg, ('train',))
+
+
+def test_flags_of_training_reach_the_config(load_tool, shapes, tmp_path):
+    train = load_tool('train')
+    args = [DEMO, '--data-root', str(shapes), '--work-dir', str(tmp_path), '--seed', '7', '--amp', 'bf16']
+    cfg = train.prepare(train.parse_args([*args, '--cfg-options', 'train_dataloader.batch_size=3']))
+    assert cfg.work_dir == str(tmp_path)
+    assert cfg.randomness.seed == 7
+    assert cfg.optim_wrapper.type == 'BFloat16OptimWrapper'
+    assert cfg.train_dataloader.batch_size == 3
+    assert cfg.train_dataloader.dataset.data_root == f'{shapes}/'
+    assert not list(tmp_path.iterdir())
+
+
+def test_initial_weights_come_from_the_flag(load_tool, shapes, tmp_path):
+    train = load_tool('train')
+    backbone = SwinTransformerV2(arch=dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)))
+    torch.save(backbone.state_dict(), tmp_path / 'weights.pth')
+    cfg = train.prepare(
+        train.parse_args([DEMO, '--data-root', str(shapes), '--checkpoint', str(tmp_path / 'weights.pth')])
+    )
+    assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))
+    cfg = train.prepare(train.parse_args([DEMO, '--data-root', str(shapes), '--checkpoint', 'none']))
+    assert cfg.model.backbone.init_cfg is None
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_a_config_that_is_none_is_one_line(fails, tmp_path, tool):
+    checkpoint = ['x.pth'] if tool == 'test' else []
+    assert 'config nowhere.py does not exist' in fails(tool, 'nowhere.py', *checkpoint)
+    neither = tmp_path / 'neither.py'
+    neither.write_text("default_scope = 'mmpose'\nmodel = dict(type='X')\n")
+    assert "neither mmdet nor mmseg: default_scope is 'mmpose'" in fails(tool, neither, *checkpoint)
+    neither.write_text("default_scope = 'mmdet'\n")
+    assert 'it has no model' in fails(tool, neither, *checkpoint)
+    neither.write_text('model = dict(')
+    assert f'config {neither} cannot be read' in fails(tool, neither, *checkpoint)
+
+
+def test_missing_data_names_the_path_and_the_flag(fails, tmp_path):
+    line = fails('train', DET, '--data-root', tmp_path, '--work-dir', tmp_path / 'run')
+    assert f'{tmp_path}/annotations/instances_train2017.json does not exist' in line
+    assert '--data-root' in line
+    assert not (tmp_path / 'run').exists()
+    line = fails('test', DET, 'x.pth', '--data-root', tmp_path)
+    assert f'{tmp_path}/annotations/instances_val2017.json does not exist' in line
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('model.backbone.arch=huger', "arch must be one of tiny, small, base, large, huge, giant or a dict.*'huger'"),
+        ('model.backbone.window_size=(8,8)', r'window_size must be an int or 4 ints, one per stage, got \(8, 8\)'),
+        ('model.backbone.window_size=0', 'window_size must be ints of at least 1 token, got 0'),
+        ('model.backbone.out_indices=(2,4)', r'out_indices must be increasing stages out of 0 to 3, got \(2, 4\)'),
+        ('model.backbone.windows=8', "unexpected keyword argument 'windows'"),
+    ],
+)
+def test_a_wrong_backbone_argument_ends_before_anything_is_written(fails, shapes, tmp_path, option, message):
+    line = fails(
+        'train',
+        DET,
+        '--data-root',
+        shapes,
+        '--work-dir',
+        tmp_path / 'run',
+        '--checkpoint',
+        'none',
+        '--cfg-options',
+        option,
+    )
+    assert re.search(message, line)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_initial_weights_that_cannot_be_had_end_before_anything_is_written(fails, shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    common = (DEMO, '--data-root', shapes, '--work-dir', tmp_path / 'run', '--checkpoint')
+    assert 'does not exist or is no file' in fails('train', *common, tmp_path / 'no.pth')
+    line = fails('train', *common, 'http://127.0.0.1:9/swinv2.pth')
+    assert 'cannot download http://127.0.0.1:9/swinv2.pth' in line
+    assert '--checkpoint FILE' in line
+    (tmp_path / 'text.pth').write_text('no weights')
+    assert 'truncated or no PyTorch checkpoint' in fails('train', *common, tmp_path / 'text.pth')
+    other = SwinTransformerV2(arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)))
+    torch.save(other.state_dict(), tmp_path / 'other.pth')
+    assert '(16, 3, 4, 4) in the file and (32, 3, 4, 4) in the backbone' in fails(
+        'train', *common, tmp_path / 'other.pth'
+    )
+    assert not (tmp_path / 'run').exists()
+
+
+def test_nothing_to_resume_is_one_line(fails, shapes, tmp_path):
+    line = fails('train', DEMO, '--data-root', shapes, '--work-dir', tmp_path / 'run', '--resume')
+    assert f'nothing to resume: {tmp_path}/run holds no whole checkpoint' in line
+    assert not (tmp_path / 'run').exists()
+    torch.save({'state_dict': {}}, tmp_path / 'weights.pth')
+    line = fails('train', DEMO, '--data-root', shapes, '--resume', tmp_path / 'weights.pth')
+    assert 'holds no training state to resume' in line
+
+
+def test_resume_takes_the_newest_checkpoint_that_is_whole(tmp_path, capsys):
+    for i in (1, 2, 3):
+        torch.save({'meta': {'iter': i}, 'optimizer': {}, 'state_dict': {}}, tmp_path / f'iter_{i}.pth')
+        os.utime(tmp_path / f'iter_{i}.pth', (i, i))
+    newest = tmp_path / 'iter_3.pth'
+    assert launch.find_resume(tmp_path, 'auto') == str(newest)
+    newest.write_bytes(newest.read_bytes()[:-100])  # killed while writing
+    os.utime(newest, (3, 3))
+    assert launch.find_resume(tmp_path, 'auto') == str(tmp_path / 'iter_2.pth')
+    assert f'Skipping {newest}' in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match='truncated'):
+        launch.find_resume(tmp_path, str(newest))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
+def test_what_needs_a_gpu_says_so(fails, shapes):
+    assert '--amp fp16 needs a GPU' in fails('train', DEMO, '--data-root', shapes, '--amp', 'fp16')
+    assert '--launcher slurm needs GPUs' in fails('train', DEMO, '--data-root', shapes, '--launcher', 'slurm')
+    assert 'torchrun' in fails('train', DEMO, '--data-root', shapes, '--launcher', 'pytorch')
+
+
+def test_predictions_are_written_as_pickle_only(fails, shapes, tmp_path):
+    torch.save({}, tmp_path / 'x.pth')
+    line = fails('test', DEMO, tmp_path / 'x.pth', '--data-root', shapes, '--out', 'predictions.json')
+    assert '--out predictions.json' in line
+    assert '.pkl' in line
+
+
+def test_a_checkpoint_of_another_model_is_not_loaded_in_part(tmp_path):
+    model = torch.nn.ModuleDict({'a': torch.nn.Linear(2, 2), 'b': torch.nn.Linear(2, 2)})
+    torch.save({'state_dict': {'a.weight': torch.zeros(2, 2)}}, tmp_path / 'part.pth')
+    with pytest.raises(CheckpointError, match=r'is not of this config: Missing key.*b\.weight'):
+        launch.load_weights(model, tmp_path / 'part.pth')

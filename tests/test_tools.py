@@ -1,0 +1,179 @@
+"""The command lines end to end, on a few drawn scenes: train, resume, evaluate, draw, kill, several processes."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from swinv2_mm.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+DEMO = 'configs/demo/mask-rcnn_swinv2_shapes.py'
+QUICK = ('train_dataloader.batch_size=2', 'default_hooks.logger.interval=1')
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+def tool(name, *args, command=(sys.executable,)):
+    return [*command, str(ROOT / 'tools' / f'{name}.py'), *map(str, args)]
+
+
+def run(*command):
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+def options(iters, *more):
+    return ('--cfg-options', f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={iters}', *QUICK, *more)
+
+
+def losses(work_dir):
+    """The loss by iteration, over all runs in a work dir."""
+    lines = [line for path in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in path.open()]
+    return {record['iter']: record['loss'] for record in map(json.loads, lines) if 'loss' in record}
+
+
+@pytest.fixture(scope='module')
+def trained(shapes, tmp_path_factory):
+    """A work dir with two iterations of training and their checkpoint."""
+    work_dir = tmp_path_factory.mktemp('trained')
+    save = 'default_hooks.checkpoint.interval=2'
+    run(*tool('train', DEMO, '--data-root', shapes, '--work-dir', work_dir, '--seed', 0, *options(2, save)))
+    return work_dir
+
+
+def test_training_resumes_where_it_stopped(trained, shapes):
+    before = read_checkpoint(trained / 'iter_2.pth')
+    save = 'default_hooks.checkpoint.interval=1'
+    out = run(
+        *tool('train', DEMO, '--data-root', shapes, '--work-dir', trained, '--seed', 0, '--resume', *options(4, save))
+    )
+    assert 'resumed epoch: 0, iter: 2' in out
+    after = read_checkpoint(trained / 'iter_4.pth')
+    assert (before['meta']['iter'], after['meta']['iter']) == (2, 4)
+    steps = [
+        {int(state['step']) for state in checkpoint['optimizer']['state'].values()} for checkpoint in (before, after)
+    ]
+    assert steps == [{2}, {4}]  # a fresh optimizer would have counted to 2 again
+    assert after['param_schedulers'][0]['last_step'] == 4
+    loss = losses(trained)
+    assert sorted(loss) == [1, 2, 3, 4]
+    assert max(loss[3], loss[4]) < 1.5 * max(loss[1], loss[2])
+    assert 'eta' in out
+
+
+def test_a_trained_model_is_evaluated_and_drawn(trained, shapes, tmp_path):
+    out = run(
+        *tool('test', DEMO, trained / 'iter_2.pth', '--data-root', shapes, '--work-dir', tmp_path / 'run'),
+        *('--out', tmp_path / 'predictions.pkl', '--show-dir', tmp_path / 'pictures'),
+    )
+    for metric in ('coco/bbox_mAP_50', 'coco/segm_mAP_50'):
+        assert metric in out
+    predictions = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())  # written just now
+    assert [prediction['img_id'] for prediction in predictions] == [1, 2]
+    assert {'boxes', 'scores', 'labels', 'bboxes', 'masks'} & set(predictions[0]['pred_instances'])
+    pictures = sorted((tmp_path / 'pictures').glob('*.jpg'))
+    assert [picture.name for picture in pictures] == ['000000000001.jpg', '000000000002.jpg']
+    assert cv2.imread(str(pictures[0])).shape == (256, 512, 3)  # ground truth and predictions side by side
+
+
+def test_curves_are_those_of_the_log(trained, load_tool, tmp_path):
+    plot_curves = load_tool('plot_curves')
+    scalars = plot_curves.read_scalars(trained)
+    assert scalars['loss'] == losses(trained)
+    run(*tool('plot_curves', trained, '--out', tmp_path / 'curves.png'))
+    picture = cv2.imread(str(tmp_path / 'curves.png'))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # axes, lines and legend, no blank page
+    done = subprocess.run(tool('plot_curves', tmp_path), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert 'holds no training log' in done.stderr
+
+
+def test_a_killed_run_resumes_from_its_last_whole_checkpoint(shapes, tmp_path):
+    common = ('--data-root', shapes, '--work-dir', tmp_path, '--seed', 0)
+    save = ('default_hooks.checkpoint.interval=2', 'default_hooks.checkpoint.max_keep_ckpts=5')
+    running = subprocess.Popen(
+        tool('train', DEMO, *common, *options(1000, *save)),
+        cwd=ROOT,
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not (tmp_path / 'iter_4.pth').exists():
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    whole = max(int(path.stem.removeprefix('iter_')) for path in tmp_path.glob('iter_*.pth'))
+    newest = tmp_path / f'iter_{whole}.pth'
+    newest.write_bytes(newest.read_bytes()[:1000])  # as if killed while writing this one
+    out = run(*tool('train', DEMO, *common, '--resume', *options(whole, *save)))
+    assert f'Skipping {newest}' in out
+    assert f'iter: {whole - 2}' in out
+    assert read_checkpoint(newest)['meta']['iter'] == whole
+
+
+def test_two_processes_train_over_gloo(shapes, tmp_path):
+    launcher = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29511')
+    train = tool(
+        'train', DEMO, '--data-root', shapes, '--work-dir', tmp_path, '--launcher', 'pytorch', command=launcher
+    )
+    out = run(*train, *options(2, 'model.backbone.with_cp=True', 'default_hooks.checkpoint.interval=2'))
+    assert 'GPU number: 2' in out  # mmengine counts processes so
+    assert read_checkpoint(tmp_path / 'iter_2.pth')['meta']['iter'] == 2
+
+
+def test_bfloat16_trains_a_whole_detector_on_cpu(shapes, tmp_path):
+    work = ('--data-root', shapes, '--work-dir', tmp_path, '--seed', 0)
+    run(*tool('train', DEMO, *work, '--amp', 'bf16', *options(1, 'default_hooks.checkpoint.interval=1')))
+    assert np.isfinite(losses(tmp_path)[1])
+    weights = read_checkpoint(tmp_path / 'iter_1.pth')['state_dict']
+    assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values() if w.is_floating_point())
+
+
+def test_a_segmentor_trains_and_is_evaluated_by_the_same_commands(shapes, tmp_path):
+    config = tmp_path / 'upernet.py'
+    config.write_text(
+        """_base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
+custom_imports = dict(imports=['swinv2_mm'])
+norm = dict(type='BN')
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(
+        _delete_=True,
+        type='SwinTransformerV2',
+        arch=dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 4)),
+        window_size=8,
+    ),
+    decode_head=dict(in_channels=[16, 32, 64, 128], channels=16, norm_cfg=norm),
+    auxiliary_head=dict(in_channels=64, channels=16, norm_cfg=norm),
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='RandomCrop', crop_size=(128, 128)),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
+"""
+    )
+    work_dir = tmp_path / 'run'
+    data = ('--data-root', shapes / 'ade', '--work-dir', work_dir)
+    run(*tool('train', config, *data, '--seed', 0))
+    assert np.isfinite(list(losses(work_dir).values())).all()
+    out = run(*tool('test', config, work_dir / 'iter_2.pth', *data, '--show-dir', tmp_path / 'pictures'))
+    assert 'mIoU' in out
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 2
