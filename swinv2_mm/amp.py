@@ -1,44 +1,45 @@
-"""Mixed precision training in bfloat16, on any device and with every detector."""
+"""Mixed precision training in bfloat16, on any device and with any detector or segmentor."""
 
 from contextlib import contextmanager
 
 import torch
 from mmengine.device import get_device
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
-from torch import nn
-
-FLOAT32_OPS = ('RoIAlign', 'RoIPool')  # of mmcv, which has no bfloat16 kernel for them
+from mmengine.utils import apply_to
+from torch import Tensor, nn
 
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
-    """`OptimWrapper` that runs the forward pass under bfloat16 autocast.
+    """`OptimWrapper` that extracts features under bfloat16 autocast and leaves heads and losses in float32.
 
     bfloat16 has the exponent range of float32 and needs no loss scaling. mmengine's `AmpOptimWrapper` scales all the
-    same, refuses to run without a GPU, and leaves the pooling of mmcv to fail in bfloat16; here it runs in float32.
-    Arguments are those of `OptimWrapper`.
+    same, refuses to run without a GPU, and takes the heads into autocast, where mmcv has no bfloat16 kernels for
+    RoIAlign and NMS. Arguments are those of `OptimWrapper`.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module):
-        """The context of the forward pass of ``model``."""
-        with super().optim_context(model), float32_ops(model), torch.autocast(get_device(), torch.bfloat16):
+        """The context of the forward pass of ``model``, a detector or segmentor with `extract_feat`."""
+        with super().optim_context(model), bfloat16_features(model):
             yield
 
 
 @contextmanager
-def float32_ops(model: nn.Module):
-    """Within this context, the layers of ``model`` named in ``FLOAT32_OPS`` compute in float32.
+def bfloat16_features(model: nn.Module):
+    """Within this context, backbone and neck (`extract_feat`) run under bfloat16 autocast and give float32 maps."""
+    model = model.module if is_model_wrapper(model) else model
+    extract_feat = model.extract_feat
 
-    Their output has the dtype of their first input.
-    """
+    def extract(*args, **kwargs):
+        with torch.autocast(get_device(), torch.bfloat16):
+            features = extract_feat(*args, **kwargs)
+        return apply_to(features, lambda x: isinstance(x, Tensor), Tensor.float)
 
-    layers = [module for module in model.modules() if type(module).__name__ in FLOAT32_OPS]
-    for layer in layers:
-        layer.forward = lambda x, rois, forward=layer.forward: forward(x.float(), rois.float()).to(x.dtype)
+    model.extract_feat = extract
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        del model.extract_feat

@@ -228,6 +228,11 @@ def init_distributed(cfg: Config, launcher: str) -> None:
         init_dist(launcher, **cfg.env_cfg.get('dist_cfg', {}))
     elif launcher == 'pytorch':
         torch.distributed.init_process_group('gloo')
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel')
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
     else:
         raise ValueError(f'--launcher {launcher} needs GPUs, and PyTorch finds none: use torchrun and pytorch')

@@ -33,7 +33,8 @@ def train_on_half(rank, port, path):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     backbone = build()
-    loss(DistributedDataParallel(backbone)(images()[2 * rank : 2 * rank + 2])).backward()
+    parallel = DistributedDataParallel(backbone)  # must outlive the backward pass
+    loss(parallel(images()[2 * rank : 2 * rank + 2])).backward()
     if rank == 1:
         torch.save({name: parameter.grad for name, parameter in backbone.named_parameters()}, path)
     dist.destroy_process_group()
@@ -45,4 +46,4 @@ def test_two_processes_give_the_gradients_of_the_joined_batch(tmp_path):
     loss(backbone(images())).backward()
     gradients = torch.load(tmp_path / 'gradients.pth')
     for name, parameter in backbone.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-13, msg=name)
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-13)

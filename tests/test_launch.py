@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
 import swinv2_mm.launch as launch
 from swinv2_mm import CheckpointError, SwinTransformerV2
@@ -99,7 +100,7 @@ def test_flags_of_training_reach_the_config(load_tool, shapes, tmp_path):
 
 def test_initial_weights_come_from_the_flag(load_tool, shapes, tmp_path):
     train = load_tool('train')
-    backbone = SwinTransformerV2(arch=dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)))
+    backbone = MODELS.build(launch.load_config(DEMO).model.backbone)
     torch.save(backbone.state_dict(), tmp_path / 'weights.pth')
     cfg = train.prepare(
         train.parse_args([DEMO, '--data-root', str(shapes), '--checkpoint', str(tmp_path / 'weights.pth')])

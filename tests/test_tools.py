@@ -53,9 +53,9 @@ def trained(shapes, tmp_path_factory):
 
 def test_training_resumes_where_it_stopped(trained, shapes):
     before = read_checkpoint(trained / 'iter_2.pth')
-    save = 'default_hooks.checkpoint.interval=1'
+    save = ('default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=5')
     out = run(
-        *tool('train', DEMO, '--data-root', shapes, '--work-dir', trained, '--seed', 0, '--resume', *options(4, save))
+        *tool('train', DEMO, '--data-root', shapes, '--work-dir', trained, '--seed', 0, '--resume', *options(4, *save))
     )
     assert 'resumed epoch: 0, iter: 2' in out
     after = read_checkpoint(trained / 'iter_4.pth')

@@ -5,7 +5,7 @@ _base_ = '../mask_rcnn_swinv2.py'
 classes = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 data_root = 'data/shapes/'
 metainfo = dict(classes=classes)
-max_iters = 800
+max_iters = 500
 norm_cfg = dict(type='GN', num_groups=8)
 strides = [8, 16, 32]  # the shapes need no finer level
 
@@ -70,14 +70,14 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f'{data_root}annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=200)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=125)
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, eta_min=0),
 ]
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=2),
+    checkpoint=dict(by_epoch=False, interval=125, max_keep_ckpts=2),
     logger=dict(interval=10),
 )
 log_processor = dict(by_epoch=False, window_size=10)
