@@ -15,9 +15,10 @@ model = dict(
         window_size=8,
         pretrained_window_sizes=8,
         drop_path_rate=0.0,
+        out_indices=(1, 2, 3),
         init_cfg=None,
     ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, start_level=1, num_outs=3, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[64, 128, 256], out_channels=64, num_outs=3, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
