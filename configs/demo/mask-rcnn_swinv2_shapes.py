@@ -4,7 +4,8 @@ _base_ = '../mask_rcnn_swinv2.py'
 
 classes = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 data_root = 'data/shapes/'
-metainfo = dict(classes=classes)
+palette = [(230, 60, 60), (60, 120, 240), (50, 180, 80), (240, 190, 40), (170, 80, 220), (40, 200, 210)]
+metainfo = dict(classes=classes, palette=palette)
 max_iters = 500
 norm_cfg = dict(type='GN', num_groups=8)
 strides = [8, 16, 32]  # the shapes need no finer level
@@ -79,6 +80,7 @@ param_scheduler = [
 ]
 default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=125, max_keep_ckpts=2),
-    logger=dict(interval=10),
+    logger=dict(interval=10, log_metric_by_epoch=False),
+    visualization=dict(score_thr=0.5),
 )
 log_processor = dict(by_epoch=False, window_size=10)
