@@ -30,6 +30,7 @@ STACKS = {  # the distributions of mmengine, mmcv, mmdet and mmseg
     'upstream': ('mmengine', 'mmcv', 'mmdet', 'mmsegmentation'),
     'onedl': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
 }
+WITHOUT_DEPENDENCIES = ('imaug',)  # asks for opencv-python, as the hosts do
 BUILD_TOOLS = ('setuptools', 'wheel', 'ninja')
 OPENCV = ('opencv-python-headless', 'opencv-python', 'opencv-contrib-python-headless', 'opencv-contrib-python')
 GIGABYTE = 10**9
@@ -78,7 +79,7 @@ def satisfies(version: str, specifier: str) -> bool:
 
 def requirements_of(pins: Mapping[str, list[str]], stack: str) -> dict[str, str]:
     """Everything that an environment needs, the requirement by the name of the distribution."""
-    extras = ('build', 'core', 'det', 'seg', 'test', 'onedl')
+    extras = ('build', 'core', 'det', 'seg', 'test', *(('onedl',) if stack == 'onedl' else ()))
     needed = {split_requirement(line)[0]: line for extra in extras for line in pins[extra]}
     others = [name for other, names in STACKS.items() if other != stack for name in names]
     return {name: line for name, line in needed.items() if name not in others and name != 'swinv2-mm'}
@@ -300,7 +301,7 @@ def plan(pins: Mapping[str, list[str]], stack: str, found: Survey) -> list[Step]
     """
     needed, lacking = requirements_of(pins, stack), missing(pins, stack, found.installed)
     mmcv = STACKS[stack][1]
-    hosts = [name for name in STACKS[stack] if name != mmcv]
+    hosts = [name for name in (*STACKS[stack], *WITHOUT_DEPENDENCIES) if name in needed and name != mmcv]
     libraries = [name for name in needed if name not in (*BUILD_TOOLS, 'torch', mmcv, *hosts)]
     if 'opencv-python-headless' not in lacking:  # then another build of it may be the one that is there
         libraries.remove('opencv-python-headless')
@@ -538,7 +539,7 @@ def verify(pins: Mapping[str, list[str]], stack: str, names: list[str], log: Pat
         raise InstallError(f'pip left {versions} in {sys.prefix}: use a fresh environment; see {log}')
     say('Importing mmdet and mmseg')
     modules = 'mmengine, mmcv, mmdet, mmseg'
-    code = f'import mmdet.models, mmseg.models, swinv2_mm, {modules}; print(*(m.__version__ for m in ({modules})))'
+    code = f'import mmdet.datasets, mmdet.models, mmseg.models, swinv2_mm, {modules}; print(*(m.__version__ for m in ({modules})))'
     process = _python(['-c', code])
     if process.returncode:
         raise InstallError(f'{_last_line(process.stderr)}: {sys.prefix} is broken, use a fresh environment')
