@@ -9,7 +9,6 @@ model = dict(
         type='SwinTransformerV2',
         arch='tiny',
         window_size=16,
-        pretrained_window_sizes=(16, 16, 16, 8),  # 256 pixels: the last map is 8 x 8
         drop_path_rate=0.2,
         init_cfg=dict(
             type='Pretrained',

@@ -297,6 +297,9 @@ class SwinTransformerV2(BaseModule):
 
         Args:
             window_size (int | Sequence[int]): window size in tokens, one for all stages or one per stage.
+
+        Raises:
+            ValueError: a window is smaller than one token, or their number is not that of the stages.
         """
         for stage, window in zip(self.layers, _per_stage('window_size', window_size, len(self.layers))):
             stage.window_size = window
@@ -390,6 +393,8 @@ def _parse_arch(arch):
     if not isinstance(arch, dict) or not fields - optional <= set(arch) <= fields:
         raise ValueError(f'arch must be a name or a dict with {", ".join(Arch._fields)}, got {arch!r}')
     arch = Arch(**arch)
+    if not all(depth >= 1 for depth in arch.depths):
+        raise ValueError(f'depths of arch must be at least 1, got {arch.depths!r}')
     if len(arch.depths) != len(arch.num_heads):
         raise ValueError(f'arch needs as many depths as num_heads, got {arch.depths!r} and {arch.num_heads!r}')
     for i, num_heads in enumerate(arch.num_heads):

@@ -4,10 +4,11 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from http.client import HTTPException
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor, nn
 
@@ -115,7 +116,8 @@ def fit_pretrained(backbone: nn.Module, source: str | os.PathLike) -> tuple[dict
         backbone that stay at their initial value.
     """
     state_dict = backbone_state_dict(read_checkpoint(source))
-    left_out = [name for name in state_dict if LEFT_OUT.search(name)]
+    own = backbone.state_dict()
+    left_out = [name for name in state_dict if LEFT_OUT.search(name) or (INITIAL.match(name) and name not in own)]
     weights = {name: value for name, value in state_dict.items() if name not in left_out}
     initial = _check_fit(backbone, weights, source)
     windows = pretrained_windows_from_tables(state_dict)
@@ -194,15 +196,15 @@ def _summary(names):
 
 
 def _download(url):
-    """Path of the downloaded file in the cache of `torch.hub`; one process downloads, the others wait for it."""
+    """Path of the downloaded file in the cache of `torch.hub`; one process of a node downloads, the others wait."""
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     path = os.path.join(folder, os.path.basename(url))
     try:
-        if is_main_process() and not os.path.exists(path):
+        if os.environ.get('LOCAL_RANK', '0') == '0' and not os.path.exists(path):
             print_log(f'Downloading {url} to {path}', logger='current')
             os.makedirs(folder, exist_ok=True)
             torch.hub.download_url_to_file(url, path, progress=True)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise CheckpointError(
             f'cannot download {url} ({error}): download it on a machine with network, for example with '
             f'"wget {url}", and pass the file (tools/train.py: --checkpoint FILE, or none to start from scratch)'

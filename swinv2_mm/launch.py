@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import is_cuda_available
 from mmengine.dist import init_dist
+from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 from torch import nn
@@ -20,6 +21,11 @@ from torch import nn
 from .checkpoint import CheckpointError, fit_pretrained, read_checkpoint
 
 HOSTS = ('mmdet', 'mmseg')
+LAUNCHERS = {  # the variable that tells a process its rank, and what sets it
+    'pytorch': ('RANK', 'torchrun'),
+    'slurm': ('SLURM_PROCID', 'srun'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
+}
 
 
 def bad_input(error: Exception) -> int:
@@ -43,8 +49,9 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     _allow_onedl_recipes()
     try:
         cfg = Config.fromfile(path)
-    except (OSError, SyntaxError, NameError, TypeError) as error:
-        raise ValueError(f'config {path} cannot be read: {error}') from error
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        reason = (str(error) or type(error).__name__).split('\n')[0]
+        raise ValueError(f'config {path} cannot be read: {reason}') from error
     if overrides:
         try:
             cfg.merge_from_dict(dict(overrides))
@@ -135,11 +142,15 @@ def set_amp(cfg: Config, dtype: str) -> None:
             raise ValueError('--amp fp16 needs a GPU, and PyTorch finds none: use --amp bf16')
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
     else:
+        for key in ('dtype', 'loss_scale', 'use_fsdp'):  # of an AmpOptimWrapper
+            cfg.optim_wrapper.pop(key, None)
         cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
 
 
 def set_initial_weights(cfg: Config, checkpoint: str) -> None:
     """Start the backbone from a file or URL, or from scratch if ``checkpoint`` is ``none``."""
+    if 'backbone' not in cfg.model:
+        raise ValueError(f'model {cfg.model.get("type")} has no backbone at model.backbone to give initial weights to')
     none = checkpoint.lower() == 'none'
     cfg.model.backbone.init_cfg = None if none else dict(type='Pretrained', checkpoint=checkpoint)
 
@@ -151,7 +162,7 @@ def check_backbone(cfg: Config) -> None:
         ValueError: an argument is wrong.
         CheckpointError: the initial weights can't be read or are of another architecture.
     """
-    backbone = dict(cfg.model.backbone)
+    backbone = dict(cfg.model.get('backbone') or {})
     if backbone.get('type') != 'SwinTransformerV2':
         return
     with torch.device('meta'):
@@ -201,6 +212,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
     """
     checkpoint = read_checkpoint(path)
     weights = checkpoint.get('state_dict', checkpoint)
+    model = model.module if is_model_wrapper(model) else model
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -222,8 +234,9 @@ def init_distributed(cfg: Config, launcher: str) -> None:
     cfg.launcher = launcher
     if launcher == 'none':
         return
-    if launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise ValueError('--launcher pytorch needs the environment that torchrun sets: torchrun --nproc_per_node=N ...')
+    variable, command = LAUNCHERS[launcher]
+    if variable not in os.environ:
+        raise ValueError(f'--launcher {launcher} needs the environment that {command} sets: run the tool through it')
     if is_cuda_available():
         init_dist(launcher, **cfg.env_cfg.get('dist_cfg', {}))
     elif launcher == 'pytorch':

@@ -70,7 +70,7 @@ def test_an_official_file_loads_whole_and_says_its_windows(build_small, tmp_path
         assert torch.equal(getattr(backbone, f'norm{i}').weight, torch.ones(16 * 2**i))
 
 
-def test_the_argument_wins_over_the_windows_of_the_file(build_small, tmp_path, caplog):
+def test_the_argument_wins_over_the_windows_of_the_file(build_small, tmp_path):
     source = build_small()
     file = official_file(source, tmp_path / 'official.pth', (6, 6, 6, 3), (8, 8, 8, 4))
     backbone = build_small(pretrained_window_sizes=(7, 7, 7, 4))

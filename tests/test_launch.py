@@ -3,11 +3,12 @@
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODEL_WRAPPERS, MODELS, DefaultScope
 
 import swinv2_mm.launch as launch
 from swinv2_mm import CheckpointError, SwinTransformerV2
@@ -48,14 +49,19 @@ def fails(load_tool, monkeypatch, capsys):
     return fails
 
 
-def test_the_front_door_is_the_host_recipe_with_another_backbone():
+def test_the_front_door_is_the_host_recipe_with_another_backbone(tmp_path):
     cfg = launch.load_config(DET)
-    base = Config.fromfile('configs/mask_rcnn_swinv2.py')._cfg_dict
+    host = tmp_path / 'host.py'
+    host.write_text("_base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'\n")
+    base = Config.fromfile(host)
+    for key in ('train_dataloader', 'val_evaluator', 'train_cfg', 'param_scheduler'):
+        assert cfg[key] == base[key]
+    assert cfg.model.roi_head == base.model.roi_head
     assert cfg.model.type == 'MaskRCNN'
     assert cfg.train_cfg.max_epochs == 12
     assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
     assert set(cfg.optim_wrapper.paramwise_cfg.custom_keys) == {'cpb_mlp', 'logit_scale', 'norm'}
-    assert base.model.backbone.init_cfg.checkpoint.endswith('/v2.0.0/swinv2_tiny_patch4_window16_256.pth')
+    assert cfg.model.backbone.init_cfg.checkpoint.endswith('/v2.0.0/swinv2_tiny_patch4_window16_256.pth')
     names = [name for name, _ in SwinTransformerV2().named_parameters()]
     for key in cfg.optim_wrapper.paramwise_cfg.custom_keys:
         assert any(key in name for name in names), key
@@ -120,6 +126,8 @@ def test_a_config_that_is_none_is_one_line(fails, tmp_path, tool):
     neither.write_text("default_scope = 'mmdet'\n")
     assert 'it has no model' in fails(tool, neither, *checkpoint)
     neither.write_text('model = dict(')
+    assert f'config {neither} cannot be read' in fails(tool, neither, *checkpoint)
+    neither.write_text("custom_imports = dict(imports=['no_such_module'])")
     assert f'config {neither} cannot be read' in fails(tool, neither, *checkpoint)
 
 
@@ -202,7 +210,9 @@ def test_resume_takes_the_newest_checkpoint_that_is_whole(tmp_path, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
 def test_what_needs_a_gpu_says_so(fails, shapes):
     assert '--amp fp16 needs a GPU' in fails('train', DEMO, '--data-root', shapes, '--amp', 'fp16')
-    assert '--launcher slurm needs GPUs' in fails('train', DEMO, '--data-root', shapes, '--launcher', 'slurm')
+    assert '--launcher slurm needs the environment that srun sets' in fails(
+        'train', DEMO, '--data-root', shapes, '--launcher', 'slurm'
+    )
     assert 'torchrun' in fails('train', DEMO, '--data-root', shapes, '--launcher', 'pytorch')
 
 
@@ -218,3 +228,38 @@ def test_a_checkpoint_of_another_model_is_not_loaded_in_part(tmp_path):
     torch.save({'state_dict': {'a.weight': torch.zeros(2, 2)}}, tmp_path / 'part.pth')
     with pytest.raises(CheckpointError, match=r'is not of this config: Missing key.*b\.weight'):
         launch.load_weights(model, tmp_path / 'part.pth')
+
+
+def test_the_configs_of_the_readme_build_and_give_maps(tmp_path):
+    blocks = re.findall(r'```python\n(.*?)```', Path('README.md').read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for i, block in enumerate(blocks):
+        path = tmp_path / f'readme_{i}.py'
+        path.write_text(block)
+        cfg = launch.load_config(path)
+        launch.set_initial_weights(cfg, 'none')
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            model = MODELS.build(cfg.model).eval()
+        with torch.no_grad():
+            features = model.extract_feat(torch.rand(1, 3, 64, 96))
+            assert features[0].shape[2:] == (16, 24)
+            if cfg.default_scope == 'mmseg':
+                assert model.decode_head(features).shape == (1, 150, 16, 24)
+
+
+def test_the_model_inside_a_wrapper_is_loaded(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
+    wrapper = torch.nn.Module()
+    wrapper.module = torch.nn.Linear(2, 2)
+    MODEL_WRAPPERS.register_module(name='Wrapper', module=type('Wrapper', (torch.nn.Module,), {}), force=True)
+    wrapper.__class__ = MODEL_WRAPPERS.get('Wrapper')
+    launch.load_weights(wrapper, tmp_path / 'weights.pth')
+    assert torch.equal(wrapper.module.weight, model.weight)
+
+
+def test_bf16_replaces_other_mixed_precision():
+    cfg = launch.load_config(DET, {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': 'dynamic'})
+    launch.set_amp(cfg, 'bf16')
+    assert cfg.optim_wrapper.type == 'BFloat16OptimWrapper'
+    assert 'loss_scale' not in cfg.optim_wrapper

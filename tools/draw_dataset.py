@@ -231,7 +231,7 @@ def summary(out: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description='Draw a small data set of shapes, laid out as COCO 2017 and as ADE20K.',
-        epilog='example: python tools/draw_dataset.py data/shapes --train 200 --val 50',
+        epilog='example: python tools/draw_dataset.py data/my_shapes --train 200 --val 50',
     )
     parser.add_argument('out', type=Path, help='folder to create; COCO lies in it, ADE20K in its subfolder ade')
     parser.add_argument('--train', type=int, default=200, help='training images (default: %(default)s)')

@@ -539,7 +539,8 @@ def verify(pins: Mapping[str, list[str]], stack: str, names: list[str], log: Pat
         raise InstallError(f'pip left {versions} in {sys.prefix}: use a fresh environment; see {log}')
     say('Importing mmdet and mmseg')
     modules = 'mmengine, mmcv, mmdet, mmseg'
-    code = f'import mmdet.datasets, mmdet.models, mmseg.models, swinv2_mm, {modules}; print(*(m.__version__ for m in ({modules})))'
+    imports = f'import mmdet.datasets, mmdet.models, mmseg.models, swinv2_mm, {modules}; '
+    code = f'{imports}print(*(m.__version__ for m in ({modules})))'
     process = _python(['-c', code])
     if process.returncode:
         raise InstallError(f'{_last_line(process.stderr)}: {sys.prefix} is broken, use a fresh environment')

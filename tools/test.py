@@ -44,7 +44,9 @@ def prepare(args):
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if args.data_root:
         launch.set_data_root(cfg, args.data_root)
-    launch.set_initial_weights(cfg, 'none')
+    cfg.load_from, cfg.resume = None, False  # the checkpoint named is the one tested
+    if 'backbone' in cfg.model:
+        launch.set_initial_weights(cfg, 'none')
     launch.check_data(cfg, ('test',))
     launch.check_backbone(cfg)
     launch.read_checkpoint(args.checkpoint)

@@ -62,7 +62,8 @@ def prepare(args):
     if args.resume:
         cfg.load_from = launch.find_resume(cfg.work_dir, args.resume)
         cfg.resume = True
-        launch.set_initial_weights(cfg, 'none')  # the checkpoint brings all weights
+        if 'backbone' in cfg.model:
+            launch.set_initial_weights(cfg, 'none')  # the checkpoint brings all weights
     launch.check_backbone(cfg)
     return cfg
 

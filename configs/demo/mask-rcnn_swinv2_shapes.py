@@ -14,7 +14,6 @@ model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 4, 2), num_heads=(1, 2, 4, 8)),
         window_size=8,
-        pretrained_window_sizes=8,
         drop_path_rate=0.0,
         out_indices=(1, 2, 3),
         init_cfg=None,
