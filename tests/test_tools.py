@@ -134,6 +134,8 @@ def test_two_processes_train_over_gloo(shapes, tmp_path):
     out = run(*train, *options(2, 'model.backbone.with_cp=True', 'default_hooks.checkpoint.interval=2'))
     assert 'GPU number: 2' in out  # mmengine counts processes so
     assert read_checkpoint(tmp_path / 'iter_2.pth')['meta']['iter'] == 2
+    test = ('test', DEMO, tmp_path / 'iter_2.pth', '--data-root', shapes, '--work-dir', tmp_path / 'test')
+    assert 'coco/bbox_mAP_50' in run(*tool(*test, '--launcher', 'pytorch', command=launcher))
 
 
 def test_bfloat16_trains_a_whole_detector_on_cpu(shapes, tmp_path):
