@@ -3,6 +3,7 @@
 Every check runs before the `Runner` is built, so that a mistake costs one line and leaves nothing behind.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import mmengine.config.utils
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import is_cuda_available
 from mmengine.dist import init_dist
 from mmengine.model import is_model_wrapper
@@ -26,6 +27,20 @@ LAUNCHERS = {  # the variable that tells a process its rank, and what sets it
     'slurm': ('SLURM_PROCID', 'srun'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that training and testing share."""
+    parser.add_argument('--data-root', help='folder of the data, laid out as the one in the config')
+    parser.add_argument('--launcher', choices=('none', *LAUNCHERS), default='none')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override values of the config, for example train_dataloader.batch_size=4',
+    )
+    parser.add_argument('--local-rank', type=int, help=argparse.SUPPRESS)  # given by older launchers
 
 
 def bad_input(error: Exception) -> int:

@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 import swinv2_mm.launch as launch
@@ -21,16 +20,7 @@ def parse_args(argv=None):
     parser.add_argument('--work-dir', help='where the log goes (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a pickle file')
     parser.add_argument('--show-dir', metavar='DIR', help='write pictures of predictions beside the ground truth')
-    parser.add_argument('--data-root', help='folder of the data, laid out as the one in the config')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, for example test_dataloader.batch_size=4',
-    )
-    parser.add_argument('--local-rank', type=int, help=argparse.SUPPRESS)  # given by older launchers
+    launch.add_arguments(parser)
     return parser.parse_args(argv)
 
 

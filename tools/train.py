@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 import swinv2_mm.launch as launch
@@ -26,18 +25,9 @@ def parse_args(argv=None):
         help='continue from a checkpoint; without PATH from the newest whole one in the work dir',
     )
     parser.add_argument('--amp', choices=('bf16', 'fp16'), help='train in mixed precision')
-    parser.add_argument('--data-root', help='folder of the data, laid out as the one in the config')
     parser.add_argument('--checkpoint', help='initial weights of the backbone: a path, a URL, or none for scratch')
     parser.add_argument('--seed', type=int, help='seed of all randomness')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, for example train_dataloader.batch_size=4',
-    )
-    parser.add_argument('--local-rank', type=int, help=argparse.SUPPRESS)  # given by older launchers
+    launch.add_arguments(parser)
     return parser.parse_args(argv)
 
 
