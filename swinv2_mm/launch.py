@@ -1,6 +1,7 @@
 """From the flags of a command line to a config that is known to work: what training and testing share.
 
-Every check runs before the `Runner` is built, so that a mistake costs one line and leaves nothing behind.
+Every check but that of a tested model's weights runs before the `Runner` is built, so that a mistake costs one line and
+leaves nothing behind.
 """
 
 import argparse

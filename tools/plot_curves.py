@@ -28,7 +28,11 @@ def read_scalars(work_dir: str | Path) -> dict[str, dict[int, float]]:
     scalars = {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # a killed run leaves its last line torn
+                print(f'skipping a torn line of {path}', file=sys.stderr)
+                continue
             for name, value in record.items():
                 scalars.setdefault(name, {})[record['step']] = value
     if 'loss' not in scalars:
