@@ -6,26 +6,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arch import POSITION_BIASES
 from .ops import attention
-from .position_bias import ContinuousPositionBias
+from .position_bias import (
+    ContinuousPositionBias,
+    LinearContinuousPositionBias,
+    ParameterizedPositionBias,
+    PositionBias,
+)
 from .windows import Windows, gather, scatter
 
 MAX_LOGIT_SCALE = 100.0
+KINDS = {
+    'log_cpb': ContinuousPositionBias,
+    'linear_cpb': LinearContinuousPositionBias,
+    'parameterized': ParameterizedPositionBias,
+}
 
 
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows: ``softmax(cos(q, k) * scale + bias) v``.
 
     Follows `WindowAttention` of the official `models/swin_transformer_v2.py`: the scale is learned per head and
-    limited to 100, the bias comes from a continuous position bias MLP, and the key has no bias.
+    limited to 100, the bias comes from a continuous position bias MLP by default, and the key has no bias.
 
     Args:
         embed_dims (int): channels C.
         num_heads (int): attention heads, a divisor of ``embed_dims``.
-        pretrained_window (int): the window size in tokens that the position MLP was, or will be, trained with.
+        pretrained_window (int): the window size in tokens that the position bias was, or will be, trained with.
         qkv_bias (bool): whether queries and values have a bias.
         attn_drop (float): dropout of attention weights.
         proj_drop (float): dropout of the output.
+        position_bias (str): log_cpb, linear_cpb or parameterized; each has a name of its own in the state dict, so
+            that weights of one never load as another.
     """
 
     def __init__(
@@ -36,6 +49,7 @@ class WindowAttention(nn.Module):
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        position_bias: str = 'log_cpb',
     ):
         super().__init__()
         self.num_heads = num_heads
@@ -44,7 +58,8 @@ class WindowAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(embed_dims)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(embed_dims)) if qkv_bias else None
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
-        self.cpb_mlp = ContinuousPositionBias(num_heads, pretrained_window)
+        self._bias_holder = POSITION_BIASES[position_bias]
+        self.add_module(self._bias_holder, KINDS[position_bias](num_heads, pretrained_window))
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -62,7 +77,7 @@ class WindowAttention(nn.Module):
         qkv = F.linear(tokens, self.qkv.weight, self._qkv_bias())
         q, k, v = qkv.unflatten(1, (3, self.num_heads, -1)).unbind(1)  # (B*H*W, heads, d) each
         q, k = self._cosine(q, k)
-        biases = self.cpb_mlp([(group.height, group.width) for group in windows.groups])
+        biases = self.position_bias([(group.height, group.width) for group in windows.groups])
         sizes = [group.num_tokens for group in windows.groups]
         dropout = self.attn_drop if self.training else 0.0
         outs = []
@@ -74,6 +89,11 @@ class WindowAttention(nn.Module):
             outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))  # (windows*N, C)
         tokens = self.proj_drop(self.proj(torch.cat(outs)))
         return scatter(tokens, windows, *x.shape[:3])
+
+    @property
+    def position_bias(self) -> PositionBias:
+        """The module that gives the position bias."""
+        return getattr(self, self._bias_holder)
 
     def _qkv_bias(self):
         if self.q_bias is None:

@@ -1,4 +1,4 @@
-"""Log-spaced continuous position bias (Swin Transformer V2, arXiv 2111.09883, section 3.3)."""
+"""Position bias of window attention: continuous or parameterized (arXiv 2111.09883, section 3.3)."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .arch import CPB_HIDDEN_DIMS
 
 
 def log_spaced_coordinates(height: int, width: int, pretrained_window: int, device=None, dtype=None) -> Tensor:
@@ -20,11 +22,20 @@ def log_spaced_coordinates(height: int, width: int, pretrained_window: int, devi
         Tensor: (2*height-1, 2*width-1, 2), vertical and horizontal coordinate of the offset query minus key. Within
         the pretrained window they lie in [-1.06, 1.06].
     """
+    scaled = 8 * linear_spaced_coordinates(height, width, pretrained_window, device, dtype)
+    return scaled.sign() * torch.log2(1 + scaled.abs()) / math.log2(8)
+
+
+def linear_spaced_coordinates(height: int, width: int, pretrained_window: int, device=None, dtype=None) -> Tensor:
+    """Linear-spaced offsets, the alternative that the paper compares with; else as `log_spaced_coordinates`.
+
+    Returns:
+        Tensor: (2*height-1, 2*width-1, 2). Within the pretrained window they lie in [-1, 1].
+    """
     rows = torch.arange(1 - height, height, device=device, dtype=dtype)
     columns = torch.arange(1 - width, width, device=device, dtype=dtype)
     offsets = torch.stack(torch.meshgrid(rows, columns, indexing='ij'), dim=-1)  # (2h-1, 2w-1, 2)
-    scaled = offsets * (8 / max(pretrained_window - 1, 1))
-    return scaled.sign() * torch.log2(1 + scaled.abs()) / math.log2(8)
+    return offsets * (1 / max(pretrained_window - 1, 1))
 
 
 def relative_position_index(height: int, width: int, device=None) -> Tensor:
@@ -40,22 +51,42 @@ def relative_position_index(height: int, width: int, device=None) -> Tensor:
     return row_offsets * (2 * width - 1) + column_offsets
 
 
-class ContinuousPositionBias(nn.Sequential):
-    """A small MLP from log-spaced offsets to one bias per head, for windows of any size.
+def resize_table(table: Tensor, window: int) -> Tensor:
+    """Resize a learned table of biases to another window, bicubically, as the code of Swin V1 does on fine-tuning.
+
+    Args:
+        table (Tensor): ((2P-1)^2, heads), for windows of P x P tokens.
+        window (int): the new window size W in tokens.
+
+    Returns:
+        Tensor: ((2W-1)^2, heads).
+    """
+    old, new = 2 * table_window(table) - 1, 2 * window - 1
+    if old == new:
+        return table
+    image = table.T.reshape(1, -1, old, old).to(torch.promote_types(table.dtype, torch.float32))
+    return F.interpolate(image, size=(new, new), mode='bicubic').flatten(2)[0].T.to(table.dtype)
+
+
+def table_window(table: Tensor) -> int:
+    """The window size P in tokens of a ((2P-1)^2, heads) table of biases.
+
+    Raises:
+        ValueError: it has no such shape.
+    """
+    side = math.isqrt(table.shape[0]) if table.ndim == 2 else 0
+    if side % 2 == 0 or side**2 != table.shape[0]:
+        raise ValueError(f'a table of position biases is ((2W-1)^2, heads) for window W, got {tuple(table.shape)}')
+    return (side + 1) // 2
+
+
+class PositionBias(nn.Module):
+    """A bias for every head and every offset between two tokens of a window, in windows of any size.
 
     In eval, where no gradient is needed, the bias of each shape is computed once and kept. `train()`, `eval()`,
     loading, moving, and changes of the weights drop what was kept; of changes only those through ``.data``, which
     PyTorch does not count, go unseen until `eval()` is called.
-
-    Args:
-        num_heads (int): attention heads.
-        pretrained_window (int): the window size in tokens that the weights were, or will be, trained with.
     """
-
-    def __init__(self, num_heads: int, pretrained_window: int):
-        super().__init__(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
-        self.pretrained_window = pretrained_window
-        self.drop_kept()
 
     def forward(self, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Position bias for windows of each given shape.
@@ -79,16 +110,12 @@ class ContinuousPositionBias(nn.Sequential):
         return [self._kept[shape] for shape in shapes]
 
     def table(self, height: int, width: int) -> Tensor:
-        """Position bias of every offset within a window, ``(heads, 2*height-1, 2*width-1)``.
+        """Position bias of every offset within a window, ``(heads, 2*height-1, 2*width-1)``, in float32 or wider."""
+        raise NotImplementedError
 
-        Computed in float32 or wider under any autocast: the bias reaches 16, where bfloat16 steps are 1/16.
-        """
-        hidden, _, out = self
-        dtype = torch.promote_types(out.weight.dtype, torch.float32)
-        coordinates = log_spaced_coordinates(height, width, self.pretrained_window, out.weight.device, dtype)
-        with torch.autocast(out.weight.device.type, enabled=False):
-            features = F.relu(F.linear(coordinates, hidden.weight.to(dtype), hidden.bias.to(dtype)))
-            return 16 * torch.sigmoid(F.linear(features, out.weight.to(dtype))).permute(2, 0, 1)
+    def set_window(self, window: int):
+        """Prepare for windows of another size in tokens."""
+        self.drop_kept()
 
     def _compute(self, shapes):
         # One table serves all shapes: that of a smaller window is its centre.
@@ -123,6 +150,76 @@ class ContinuousPositionBias(nn.Sequential):
     def _load_from_state_dict(self, *args):
         self.drop_kept()
         super()._load_from_state_dict(*args)
+
+
+class ContinuousPositionBias(PositionBias, nn.Sequential):
+    """A small MLP from log-spaced offsets to one bias per head.
+
+    Args:
+        num_heads (int): attention heads.
+        pretrained_window (int): the window size in tokens that the weights were, or will be, trained with.
+    """
+
+    coordinates = staticmethod(log_spaced_coordinates)
+
+    def __init__(self, num_heads: int, pretrained_window: int):
+        super().__init__(nn.Linear(2, CPB_HIDDEN_DIMS), nn.ReLU(), nn.Linear(CPB_HIDDEN_DIMS, num_heads, bias=False))
+        self.pretrained_window = pretrained_window
+        self.drop_kept()
+
+    def table(self, height: int, width: int) -> Tensor:
+        """As `PositionBias.table`, under any autocast: the bias reaches 16, where bfloat16 steps are 1/16."""
+        hidden, _, out = self
+        dtype = torch.promote_types(out.weight.dtype, torch.float32)
+        coordinates = self.coordinates(height, width, self.pretrained_window, out.weight.device, dtype)
+        with torch.autocast(out.weight.device.type, enabled=False):
+            features = F.relu(F.linear(coordinates, hidden.weight.to(dtype), hidden.bias.to(dtype)))
+            return 16 * torch.sigmoid(F.linear(features, out.weight.to(dtype))).permute(2, 0, 1)
+
+
+class LinearContinuousPositionBias(ContinuousPositionBias):
+    """`ContinuousPositionBias` from linear-spaced offsets: the second row of the paper's Table 1."""
+
+    coordinates = staticmethod(linear_spaced_coordinates)
+
+
+class ParameterizedPositionBias(PositionBias):
+    """A learned table with one bias per head and offset, as in Swin V1: the first row of the paper's Table 1.
+
+    Its parameter is ((2W-1)^2, heads) for window W, and serves windows up to that. `set_window` and loading resize it,
+    so set the window before an optimizer takes the parameter.
+
+    Args:
+        num_heads (int): attention heads.
+        window (int): window size in tokens.
+    """
+
+    def __init__(self, num_heads: int, window: int):
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty((2 * window - 1) ** 2, num_heads), std=0.02))
+        self.drop_kept()
+
+    @property
+    def pretrained_window(self) -> int:
+        """The window size in tokens that the table is for."""
+        return table_window(self.weight)
+
+    def table(self, height: int, width: int) -> Tensor:
+        window = self.pretrained_window
+        table = self.weight.T.unflatten(1, (2 * window - 1, -1))  # (heads, 2W-1, 2W-1)
+        table = table.to(torch.promote_types(table.dtype, torch.float32))
+        return table[:, window - height : window + height - 1, window - width : window + width - 1]
+
+    def set_window(self, window: int):
+        self.weight.data = resize_table(self.weight.data, window)
+        self.weight.grad = None
+        super().set_window(window)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        name = f'{prefix}weight'
+        if name in state_dict:
+            state_dict[name] = resize_table(state_dict[name], self.pretrained_window)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _version(parameter):

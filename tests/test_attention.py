@@ -29,6 +29,20 @@ def window_of(token, length, window, shift):
     return 0 if length <= window else (token - shift) // window
 
 
+def bias_of_offsets(p, height, width, pretrained_window):
+    """The bias of every offset within the map, (2H-1, 2W-1, heads), or within the window of a table."""
+    if 'relative_position_bias_table.weight' in p:
+        return p['relative_position_bias_table.weight'].unflatten(0, (2 * pretrained_window - 1, -1))
+    mlp = 'cpb_mlp' if 'cpb_mlp.0.weight' in p else 'linear_cpb_mlp'
+    dtype = p[f'{mlp}.0.weight'].dtype
+    rows, columns = (torch.arange(1 - n, n, dtype=dtype) / (pretrained_window - 1) for n in (height, width))
+    offsets = torch.stack([rows[:, None].expand(-1, len(columns)), columns.expand(len(rows), -1)], dim=-1)
+    if mlp == 'cpb_mlp':
+        offsets = torch.sign(offsets) * torch.log2(1 + 8 * offsets.abs()) / 3
+    hidden = torch.relu(offsets @ p[f'{mlp}.0.weight'].T + p[f'{mlp}.0.bias'])
+    return 16 / (1 + torch.exp(-hidden @ p[f'{mlp}.2.weight'].T))
+
+
 def attend_token_by_token(p, x, num_heads, pretrained_window, window, shift):
     """Equations 2 to 4 for one query at a time. p: parameters of `WindowAttention` by name; x: (B, H, W, C)."""
     batch, height, width, channels = x.shape
@@ -38,12 +52,8 @@ def attend_token_by_token(p, x, num_heads, pretrained_window, window, shift):
     q, k, v = ((x @ w.T + b).view(batch, height, width, num_heads, -1) for w, b in zip(weights, biases))
     scale = p['logit_scale'].flatten().clamp(max=math.log(100)).exp()
 
-    # The bias of every offset within the map, (2H-1, 2W-1, heads): it depends on nothing else.
-    rows, columns = (torch.arange(1 - n, n, dtype=x.dtype) * 8 / (pretrained_window - 1) for n in (height, width))
-    offsets = torch.stack([rows[:, None].expand(-1, len(columns)), columns.expand(len(rows), -1)], dim=-1)
-    offsets = torch.sign(offsets) * torch.log2(1 + offsets.abs()) / 3
-    hidden = torch.relu(offsets @ p['cpb_mlp.0.weight'].T + p['cpb_mlp.0.bias'])
-    bias = 16 / (1 + torch.exp(-hidden @ p['cpb_mlp.2.weight'].T))
+    bias = bias_of_offsets(p, height, width, pretrained_window)
+    row_0, column_0 = (side // 2 for side in bias.shape[:2])
 
     out = []
     for i in range(height):
@@ -55,7 +65,7 @@ def attend_token_by_token(p, x, num_heads, pretrained_window, window, shift):
             r, c = torch.tensor([(r, c) for r in rows for c in columns]).unbind(1)
             query, keys, values = q[:, i, j, None], k[:, r, c], v[:, r, c]  # (B, 1 or M, heads, d)
             cosine = (query * keys).sum(-1) / (query.norm(dim=-1) * keys.norm(dim=-1))
-            logits = cosine * scale + bias[i - r + height - 1, j - c + width - 1]
+            logits = cosine * scale + bias[i - r + row_0, j - c + column_0]
             weight = logits.exp() / logits.exp().sum(1, keepdim=True)  # (B, M, heads)
             out.append((weight[..., None] * values).sum(1).flatten(1))
     return torch.stack(out, 1).view_as(x) @ p['proj.weight'].T + p['proj.bias']
@@ -130,6 +140,16 @@ def test_window_attention_with_frozen_position_bias_is_the_loop_over_tokens(rand
     module = randomize(WindowAttention(8, num_heads=2, pretrained_window=4), std=0.5)
     module.cpb_mlp.requires_grad_(False)  # training then goes through the fused kernel
     assert_matches(module, attend_token_by_token, (2, 4), (2, 7, 5, 8), 4, 2)
+
+
+@pytest.mark.parametrize('position_bias', ['linear_cpb', 'parameterized'])
+@pytest.mark.parametrize('height, width, window, shift', [(7, 5, 3, 1), (7, 5, 4, 2), (7, 5, 6, 0), (1, 9, 4, 2)])
+def test_window_attention_with_another_position_bias_is_the_loop_over_tokens(
+    randomize, position_bias, height, width, window, shift
+):
+    module = randomize(WindowAttention(8, 2, pretrained_window=6, position_bias=position_bias), std=0.5)
+    assert not any(name.startswith('cpb_mlp') for name in module.state_dict())
+    assert_matches(module, attend_token_by_token, (2, 6), (2, height, width, 8), window, shift)
 
 
 def test_gradients_of_window_attention_are_those_of_finite_differences(randomize):

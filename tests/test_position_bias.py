@@ -1,4 +1,4 @@
-"""Continuous position bias against the paper's formula in plain numpy, and when a kept bias is dropped."""
+"""Each position bias against its formula in plain numpy, and when a kept bias is dropped."""
 
 import copy
 import math
@@ -8,9 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from swinv2_mm.position_bias import ContinuousPositionBias, log_spaced_coordinates
+from swinv2_mm.position_bias import (
+    ContinuousPositionBias,
+    LinearContinuousPositionBias,
+    ParameterizedPositionBias,
+    PositionBias,
+    linear_spaced_coordinates,
+    log_spaced_coordinates,
+    resize_table,
+    table_window,
+)
 
 SHAPES = [(3, 5), (1, 4), (5, 2)]
+KINDS = [ContinuousPositionBias, LinearContinuousPositionBias, ParameterizedPositionBias]
 
 
 def log_spaced(offset, pretrained_window):
@@ -18,15 +28,29 @@ def log_spaced(offset, pretrained_window):
     return math.copysign(math.log2(1 + abs(scaled)) / 3, scaled)
 
 
+def linear_spaced(offset, pretrained_window):
+    return offset / (pretrained_window - 1) if pretrained_window > 1 else float(offset)
+
+
 def bias_pair_by_pair(module, height, width):
-    """Equation 4 and 16 * sigmoid for every (query, key) pair, in float64: (heads, h*w, h*w)."""
-    weight1, bias1, weight2 = (p.detach().double().numpy() for p in module.parameters())
+    """The bias of every (query, key) pair, in float64: (heads, h*w, h*w).
+
+    Equation 4 or a linear spacing with 16 * sigmoid; or the entry of a table, row by row of the vertical offset.
+    """
+    *hidden, weight = (p.detach().double().numpy() for p in module.parameters())
+    spaced = linear_spaced if isinstance(module, LinearContinuousPositionBias) else log_spaced
+    window = module.pretrained_window
     tokens = [(row, column) for row in range(height) for column in range(width)]
-    bias = np.empty((len(weight2), len(tokens), len(tokens)))
+    bias = np.empty((3, len(tokens), len(tokens)))
     for i, query in enumerate(tokens):
         for j, key in enumerate(tokens):
-            coordinates = [log_spaced(q - k, module.pretrained_window) for q, k in zip(query, key)]
-            bias[:, i, j] = 16 / (1 + np.exp(-weight2 @ np.maximum(weight1 @ coordinates + bias1, 0)))
+            rows, columns = (q - k for q, k in zip(query, key))
+            if isinstance(module, ParameterizedPositionBias):
+                bias[:, i, j] = weight[(rows + window - 1) * (2 * window - 1) + columns + window - 1]
+            else:
+                weight1, bias1 = hidden
+                features = np.maximum(weight1 @ [spaced(rows, window), spaced(columns, window)] + bias1, 0)
+                bias[:, i, j] = 16 / (1 + np.exp(-weight @ features))
     return torch.from_numpy(bias)
 
 
@@ -37,44 +61,56 @@ def assert_bias_is_that_of_the_weights(module, biases, dtype=torch.float32, tole
         torch.testing.assert_close(bias.detach().double(), expected, rtol=0, atol=tolerance)
 
 
-@pytest.fixture
-def module(randomize):
-    return randomize(ContinuousPositionBias(num_heads=3, pretrained_window=8)).eval()
+@pytest.fixture(params=KINDS)
+def module(request, randomize):
+    return randomize(request.param(3, 8)).eval()
 
 
 @pytest.fixture
 def computed(monkeypatch):
     """The shapes of every computation of a bias, call by call."""
-    calls, compute = [], ContinuousPositionBias._compute
+    calls, compute = [], PositionBias._compute
     monkeypatch.setattr(
-        ContinuousPositionBias, '_compute', lambda self, shapes: calls.append(list(shapes)) or compute(self, shapes)
+        PositionBias, '_compute', lambda self, shapes: calls.append(list(shapes)) or compute(self, shapes)
     )
     return calls
+
+
+def last_weight(module):
+    return [*module.parameters()][-1]
 
 
 @pytest.mark.parametrize(
     'height, width, pretrained_window',
     [(8, 8, 8), (16, 16, 8), (3, 5, 12), (5, 3, 12), (1, 1, 6), (4, 7, 1), (4, 7, 2), (20, 32, 6)],
 )
-def test_coordinates_are_log_spaced_offsets_over_the_pretrained_window(height, width, pretrained_window):
+@pytest.mark.parametrize(
+    'function, spaced', [(log_spaced_coordinates, log_spaced), (linear_spaced_coordinates, linear_spaced)]
+)
+def test_coordinates_are_spaced_offsets_over_the_pretrained_window(height, width, pretrained_window, function, spaced):
     expected = np.array(
         [
-            [
-                [log_spaced(row, pretrained_window), log_spaced(column, pretrained_window)]
-                for column in range(1 - width, width)
-            ]
+            [[spaced(row, pretrained_window), spaced(column, pretrained_window)] for column in range(1 - width, width)]
             for row in range(1 - height, height)
         ]
     )
     for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
-        coordinates = log_spaced_coordinates(height, width, pretrained_window, dtype=dtype)
+        coordinates = function(height, width, pretrained_window, dtype=dtype)
         torch.testing.assert_close(coordinates, torch.from_numpy(expected).to(dtype), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize('kind', KINDS[:2])
 @pytest.mark.parametrize('pretrained_window', [1, 4, 12])
-def test_bias_of_rectangular_windows_is_the_mlp_of_every_pair(randomize, pretrained_window):
-    module = randomize(ContinuousPositionBias(num_heads=3, pretrained_window=pretrained_window)).double()
+def test_bias_of_rectangular_windows_is_the_mlp_of_every_pair(randomize, kind, pretrained_window):
+    module = randomize(kind(num_heads=3, pretrained_window=pretrained_window)).double()
     assert_bias_is_that_of_the_weights(module, module(SHAPES), torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize('window', [5, 6, 9])
+def test_bias_of_windows_up_to_that_of_a_table_is_its_centre(randomize, window):
+    module = randomize(ParameterizedPositionBias(num_heads=3, window=window)).double()
+    assert module.pretrained_window == window
+    assert_bias_is_that_of_the_weights(module, module(SHAPES), torch.float64, 0)
 
 
 def test_bias_is_computed_once_in_eval(module, computed):
@@ -90,7 +126,7 @@ def test_bias_is_computed_at_every_forward_in_training(module, computed):
     module.train()
     with torch.no_grad():
         module(SHAPES)
-        module[2].weight.data.neg_()
+        last_weight(module).data.neg_()
         assert_bias_is_that_of_the_weights(module, module(SHAPES))
     assert len(computed) == 2
 
@@ -106,11 +142,11 @@ def load_other_weights_inside_a_parent(module):
 
 def change_a_weight_in_place(module):
     with torch.no_grad():
-        module[2].weight.neg_()
+        last_weight(module).neg_()
 
 
 def change_a_weight_through_data_before_eval(module):
-    module[2].weight.data.neg_()  # as the EMA and mean teacher hooks of mmengine and mmdet do, uncounted by PyTorch
+    last_weight(module).data.neg_()  # as the EMA and mean teacher hooks of mmengine and mmdet do, uncounted by PyTorch
     module.eval()  # as their loops do afterwards
 
 
@@ -121,11 +157,12 @@ def step_an_optimizer(module):
 
 
 def replace_a_weight(module):
-    old = module[2].weight
-    module[2].weight = nn.Parameter(-old.detach())
+    old = last_weight(module)
+    holder = module if isinstance(module, ParameterizedPositionBias) else module[2]
+    holder.weight = nn.Parameter(-old.detach())
     with torch.no_grad():
-        while module[2].weight._version < old._version:  # the version counter alone does not give it away
-            module[2].weight.mul_(1)
+        while holder.weight._version < old._version:  # the version counter alone does not give it away
+            holder.weight.mul_(1)
 
 
 @pytest.mark.parametrize(
@@ -226,3 +263,113 @@ def test_state_dict_has_parameters_and_pretrained_windows_alone(build_small):
     assert list(others) == ['pretrained_windows']
     assert others['pretrained_windows'].dtype == torch.int64
     assert others['pretrained_windows'].tolist() == [5, 4, 3, 2]
+
+
+def cubic(distance):
+    x, a = abs(distance), -0.75
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def resized_entry_by_entry(table, old_window, new_window):
+    """Cubic convolution along both axes with half-pixel centres, where entries outside are those of the edge."""
+    old, new = 2 * old_window - 1, 2 * new_window - 1
+    weights = np.zeros((new, old))
+    for i in range(new):
+        centre = (i + 0.5) * old / new - 0.5
+        for tap in range(math.floor(centre) - 1, math.floor(centre) + 3):
+            weights[i, min(max(tap, 0), old - 1)] += cubic(centre - tap)
+    out = torch.empty(new**2, table.shape[1], dtype=torch.float64)
+    for head in range(table.shape[1]):
+        image = np.array([[table[row * old + column, head] for column in range(old)] for row in range(old)])
+        for row, column in np.ndindex(new, new):
+            out[row * new + column, head] = weights[row] @ image @ weights[column]
+    return out
+
+
+def random_table(window, heads=3):
+    return torch.randn((2 * window - 1) ** 2, heads, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('old, new', [(4, 6), (6, 4), (5, 5), (2, 7), (7, 2), (1, 3), (3, 1)])
+def test_resizing_a_table_is_cubic_convolution(old, new):
+    table = random_table(old)
+    before = table.clone()
+    torch.testing.assert_close(resize_table(table, new), resized_entry_by_entry(before, old, new), rtol=0, atol=1e-12)
+    assert torch.equal(table, before)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_table_in_half_precision_is_resized_in_float32(dtype):
+    table = random_table(4).to(dtype)
+    out = resize_table(table, 7)
+    assert out.dtype == dtype
+    expected = resized_entry_by_entry(table.double(), 4, 7)
+    torch.testing.assert_close(out.double(), expected, rtol=0.51 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_the_window_of_a_table_is_that_of_its_offsets():
+    for window in range(1, 10):
+        offsets = {(i - k, j - m) for i, j, k, m in np.ndindex(*(window,) * 4)}
+        assert table_window(torch.empty(len(offsets), 2)) == window
+
+
+@pytest.mark.parametrize('shape', [(48, 3), (16, 3), (0, 3), (2, 49), (49,), (7, 7, 3), ()])
+def test_a_table_of_no_window_is_an_error_with_its_shape(shape):
+    for function in (table_window, lambda table: resize_table(table, 4)):
+        with pytest.raises(ValueError, match=r'\(\(2W-1\)\^2, heads\) for window W, got \(') as error:
+            function(torch.zeros(shape))
+        assert str(error.value).endswith(f'got {shape}')
+
+
+def test_gradient_of_a_table_counts_the_pairs_of_each_offset():
+    module = ParameterizedPositionBias(num_heads=3, window=4)
+    module([(3, 2)])[0].sum().backward()
+    for row, column in np.ndindex(7, 7):
+        pairs = max(3 - abs(row - 3), 0) * max(2 - abs(column - 3), 0)
+        assert module.weight.grad[7 * row + column].tolist() == [pairs] * 3
+
+
+@pytest.fixture
+def table_of_6(randomize):
+    """A module with a table for windows of 6, and the table."""
+    module = randomize(ParameterizedPositionBias(num_heads=3, window=6)).double().eval()
+    return module, module.weight.detach().clone()
+
+
+@pytest.mark.parametrize('window', [3, 5, 6, 9])
+def test_set_window_resizes_the_table(table_of_6, window):
+    module, table = table_of_6
+    parameter = module.weight.requires_grad_(False)
+    parameter.grad = torch.ones_like(parameter)
+    with torch.no_grad():
+        module([(3, 3)])
+        module.set_window(window)
+        assert module.weight is parameter and parameter.grad is None and not parameter.requires_grad
+        assert module.pretrained_window == window
+        torch.testing.assert_close(parameter, resized_entry_by_entry(table, 6, window), rtol=0, atol=1e-12)
+        torch.testing.assert_close(module([(3, 3)])[0][0], bias_pair_by_pair(module, 3, 3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('assign', [False, True])
+@pytest.mark.parametrize('window', [4, 6, 8])
+def test_a_table_of_another_window_is_resized_when_loaded(table_of_6, window, assign):
+    module, _ = table_of_6
+    parent = nn.ModuleDict({'child': module})
+    table = random_table(window)
+    state_dict = {'child.weight': table.clone()}
+    with torch.no_grad():
+        module([(3, 3)])
+        parent.load_state_dict(state_dict, assign=assign)
+        assert torch.equal(state_dict['child.weight'], table)
+        torch.testing.assert_close(module.weight, resized_entry_by_entry(table, window, 6), rtol=0, atol=1e-12)
+        torch.testing.assert_close(module([(3, 3)])[0][0], bias_pair_by_pair(module, 3, 3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('shape', [(121, 2), (49, 2), (120, 3), (121,)])
+def test_a_table_of_other_heads_or_no_window_does_not_load(table_of_6, shape):
+    module, table = table_of_6
+    with pytest.raises((RuntimeError, ValueError), match=r'size mismatch for weight|got \('):
+        module.load_state_dict({'weight': torch.ones(shape)})
+    assert torch.equal(module.weight, table)
