@@ -2,7 +2,8 @@
 
 from .amp import BFloat16OptimWrapper
 from .backbone import SwinTransformerV2
-from .checkpoint import CheckpointError, load_pretrained
+from .checkpoint import LoadReport, load_pretrained
+from .files import CheckpointError
 
-__all__ = ['BFloat16OptimWrapper', 'CheckpointError', 'SwinTransformerV2', 'load_pretrained']
+__all__ = ['BFloat16OptimWrapper', 'CheckpointError', 'LoadReport', 'SwinTransformerV2', 'load_pretrained']
 __version__ = '0.1.0'

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from numbers import Integral
 from operator import index
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,28 +14,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .arch import POSITION_BIASES, has_extra_norm, parse_arch
 from .attention import WindowAttention
 from .checkpoint import load_pretrained
 from .windows import Windows, partition
-
-
-class Arch(NamedTuple):
-    """What tells one Swin Transformer V2 from another (paper, section 4.1; head dimension 32 throughout)."""
-
-    embed_dims: int
-    depths: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    extra_norm_every_n_blocks: int = 0
-
-
-ARCHS = {
-    'tiny': Arch(96, (2, 2, 6, 2), (3, 6, 12, 24)),
-    'small': Arch(96, (2, 2, 18, 2), (3, 6, 12, 24)),
-    'base': Arch(128, (2, 2, 18, 2), (4, 8, 16, 32)),
-    'large': Arch(192, (2, 2, 18, 2), (6, 12, 24, 48)),
-    'huge': Arch(352, (2, 2, 18, 2), (11, 22, 44, 88), 6),
-    'giant': Arch(512, (2, 2, 42, 4), (16, 32, 64, 128), 6),
-}
 
 
 class DropPath(nn.Module):
@@ -122,6 +103,7 @@ class Block(nn.Module):
         attn_drop (float): dropout of attention weights.
         drop_path (float): probability of dropping each of the two branches.
         extra_norm (bool): whether a LayerNorm on the main branch ends the block (huge and giant).
+        position_bias (str): as in `WindowAttention`.
     """
 
     def __init__(
@@ -135,9 +117,10 @@ class Block(nn.Module):
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
         extra_norm: bool = False,
+        position_bias: str = 'log_cpb',
     ):
         super().__init__()
-        self.attn = WindowAttention(embed_dims, num_heads, pretrained_window, qkv_bias, attn_drop, drop)
+        self.attn = WindowAttention(embed_dims, num_heads, pretrained_window, qkv_bias, attn_drop, drop, position_bias)
         self.norm1 = LayerNorm(embed_dims)
         self.mlp = Mlp(embed_dims, int(mlp_ratio * embed_dims), drop)
         self.norm2 = LayerNorm(embed_dims)
@@ -192,6 +175,9 @@ class SwinTransformerV2(BaseModule):
             trained with, as large as the map of that stage at most: (16, 16, 16, 8) for 256 pixels and window 16. It
             stays what it was through fine-tuning at other windows. None: what the checkpoint says, and without a
             checkpoint ``window_size``.
+        position_bias (str): log_cpb, the log-spaced continuous position bias; for comparison (the paper's Table 1)
+            also linear_cpb, the same MLP on linear-spaced offsets, and parameterized, a learned table that is resized
+            bicubically when the window changes. The table is of ``window_size`` and has no pretrained_window_sizes.
         mlp_ratio (float): hidden dimension of the MLPs over their input dimension.
         qkv_bias (bool): whether queries and values have a bias.
         drop_rate (float): dropout in attention output and MLP.
@@ -200,7 +186,8 @@ class SwinTransformerV2(BaseModule):
         out_indices (Sequence[int]): stages whose maps are returned.
         frozen_stages (int): -1 freezes nothing, 0 the patch embedding, n also the first n stages with their norms.
         with_cp (bool): activation checkpointing of every block in training: less memory, more time.
-        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads weights.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads weights, as
+            `load_pretrained` does; ``allow_missing`` goes there too.
 
     Raises:
         ValueError: an argument is out of its range; the message names it, its value and what would be right.
@@ -213,6 +200,7 @@ class SwinTransformerV2(BaseModule):
         patch_size: int = 4,
         window_size: int | Sequence[int] = 16,
         pretrained_window_sizes: int | Sequence[int] | None = None,
+        position_bias: str = 'log_cpb',
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
@@ -224,9 +212,17 @@ class SwinTransformerV2(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        arch = _parse_arch(arch)
+        arch = parse_arch(arch)
         num_stages = len(arch.depths)
         windows = _per_stage('window_size', window_size, num_stages)
+        if position_bias not in list(POSITION_BIASES):
+            raise ValueError(f'position_bias must be one of {", ".join(POSITION_BIASES)}, got {position_bias!r}')
+        if position_bias == 'parameterized' and pretrained_window_sizes is not None:
+            raise ValueError(
+                "pretrained_window_sizes is for a continuous position bias, and position_bias='parameterized' is a "
+                f'table of window_size: leave it out, got {pretrained_window_sizes!r}'
+            )
+        self.position_bias = position_bias
         self.pretrained_windows_given = pretrained_window_sizes is not None
         if self.pretrained_windows_given:
             pretrained_windows = _per_stage('pretrained_window_sizes', pretrained_window_sizes, num_stages)
@@ -254,7 +250,8 @@ class SwinTransformerV2(BaseModule):
                     drop_rate,
                     attn_drop_rate,
                     next(drop_paths),
-                    extra_norm=arch.extra_norm_every_n_blocks > 0 and (j + 1) % arch.extra_norm_every_n_blocks == 0,
+                    has_extra_norm(arch, j),
+                    position_bias,
                 )
                 for j in range(depth)
             ]
@@ -295,6 +292,8 @@ class SwinTransformerV2(BaseModule):
     def set_window_size(self, window_size: int | Sequence[int]):
         """Attend in other windows from now on. Parameters and ``pretrained_window_sizes`` stay.
 
+        With ``position_bias='parameterized'`` the tables are resized; do it before an optimizer takes them.
+
         Args:
             window_size (int | Sequence[int]): window size in tokens, one for all stages or one per stage.
 
@@ -304,18 +303,19 @@ class SwinTransformerV2(BaseModule):
         for stage, window in zip(self.layers, _per_stage('window_size', window_size, len(self.layers))):
             stage.window_size = window
             for block in stage.blocks:
-                block.attn.cpb_mlp.drop_kept()
+                block.attn.position_bias.set_window(window)
+        self.pretrained_windows.copy_(torch.tensor(self.pretrained_window_sizes))
 
     @property
     def pretrained_window_sizes(self) -> tuple[int, ...]:
-        """The window size per stage that normalises the position MLPs."""
-        return tuple(stage.blocks[0].attn.cpb_mlp.pretrained_window for stage in self.layers)
+        """The window size per stage that normalises the position MLPs, or that the parameterized tables have."""
+        return tuple(stage.blocks[0].attn.position_bias.pretrained_window for stage in self.layers)
 
     def _set_pretrained_window_sizes(self, windows: Sequence[int]):
         for stage, window in zip(self.layers, windows):
             for block in stage.blocks:
-                block.attn.cpb_mlp.pretrained_window = window
-                block.attn.cpb_mlp.drop_kept()
+                block.attn.position_bias.pretrained_window = window
+                block.attn.position_bias.drop_kept()
         self.pretrained_windows.copy_(torch.tensor(windows))
 
     def init_weights(self):
@@ -325,16 +325,22 @@ class SwinTransformerV2(BaseModule):
             CheckpointError: the checkpoint can't be read, or is none of this architecture.
         """
         if self.init_cfg is not None:
-            load_pretrained(self, self.pretrained_checkpoint())
+            load_pretrained(self, *self.pretrained_source())
 
-    def pretrained_checkpoint(self) -> str:
-        """The path or URL that ``init_cfg`` names; a `ValueError` if it has any other form."""
+    def pretrained_source(self) -> tuple[str, tuple[str, ...]]:
+        """The path or URL that ``init_cfg`` names, and its ``allow_missing``.
+
+        Raises:
+            ValueError: it has any other form.
+        """
         cfg = self.init_cfg if isinstance(self.init_cfg, dict) else {}
-        if cfg.get('type') != 'Pretrained' or set(cfg) != {'type', 'checkpoint'}:
+        keys, optional = {'type', 'checkpoint'}, {'allow_missing'}
+        if cfg.get('type') != 'Pretrained' or not keys <= set(cfg) <= keys | optional:
             raise ValueError(
-                f"init_cfg must be None or dict(type='Pretrained', checkpoint=PATH_OR_URL), got {self.init_cfg!r}"
+                "init_cfg must be None or dict(type='Pretrained', checkpoint=PATH_OR_URL), optionally with "
+                f'allow_missing=[NAME, ...], got {self.init_cfg!r}'
             )
-        return cfg['checkpoint']
+        return cfg['checkpoint'], tuple(cfg.get('allow_missing', ()))
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -369,6 +375,8 @@ class SwinTransformerV2(BaseModule):
         key = f'{prefix}pretrained_windows'
         loaded = state_dict.get(key)
         own = self.pretrained_window_sizes
+        if self.position_bias == 'parameterized':
+            loaded = None  # the shapes of the tables say it
         if loaded is not None and len(loaded) == len(own) and tuple(loaded.tolist()) != own:
             loaded = tuple(loaded.tolist())
             if self.pretrained_windows_given:
@@ -382,27 +390,6 @@ class SwinTransformerV2(BaseModule):
                 self._set_pretrained_window_sizes(loaded)
         state_dict[key] = torch.tensor(self.pretrained_window_sizes)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _parse_arch(arch):
-    if isinstance(arch, str):
-        if arch not in ARCHS:
-            raise ValueError(f'arch must be one of {", ".join(ARCHS)} or a dict, got {arch!r}')
-        return ARCHS[arch]
-    fields, optional = set(Arch._fields), set(Arch._field_defaults)
-    if not isinstance(arch, dict) or not fields - optional <= set(arch) <= fields:
-        raise ValueError(f'arch must be a name or a dict with {", ".join(Arch._fields)}, got {arch!r}')
-    arch = Arch(**arch)
-    if not all(depth >= 1 for depth in arch.depths):
-        raise ValueError(f'depths of arch must be at least 1, got {arch.depths!r}')
-    if len(arch.depths) != len(arch.num_heads):
-        raise ValueError(f'arch needs as many depths as num_heads, got {arch.depths!r} and {arch.num_heads!r}')
-    for i, num_heads in enumerate(arch.num_heads):
-        if arch.embed_dims * 2**i % num_heads:
-            raise ValueError(
-                f'stage {i} of arch has {arch.embed_dims * 2**i} channels, not divisible by {num_heads} heads'
-            )
-    return arch
 
 
 def _per_stage(name, sizes, num_stages):

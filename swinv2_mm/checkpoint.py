@@ -1,213 +1,309 @@
-"""Reading checkpoints without running code from them, and loading them into the backbone whole or not at all."""
+"""Loading a checkpoint of any published layout into the backbone, whole or not at all, with a report."""
 
 import os
-import pickle
-import re
-from collections.abc import Mapping
-from http.client import HTTPException
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from mmengine.dist import barrier
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-# Of the official file and ours: derived tables and masks, the classifier, and the norm before it.
-LEFT_OUT = re.compile(r'relative_coords_table$|relative_position_index$|attn_mask$|^head\.|^norm\.')
-INITIAL = re.compile(r'^norm\d+\.')  # output norms, which a classification checkpoint cannot have
+from .arch import infer_arguments, parameter_shapes, parse_arch
+from .files import CheckpointError, local_path, read_checkpoint
+from .formats import Converted, convert, unwrap
+from .position_bias import resize_table, table_window
+from .pretrained_windows import TrainedWindows, infer_windows
+
+TABLE = 'attn.relative_position_bias_table.weight'
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that can't be read, is none, or does not fit the backbone; the message says what to do."""
+class LoadReport(NamedTuple):
+    """What `load_pretrained` did with a checkpoint. As a string, a small table.
 
-
-def _history_buffer_method(cls, name):
-    """The one use of `getattr` in what mmengine writes: the methods of `HistoryBuffer` by name."""
-    if cls is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL builtins.getattr of {cls!r}, {name!r}')
-    return getattr(HistoryBuffer, name)
-
-
-# What mmengine's Runner writes beside tensors and plain containers: its log history, numbers in NumPy arrays.
-# Registered on import, because PyTorch reads with `weights_only=True` and the Runner's resume would fail.
-MMENGINE_GLOBALS = [
-    HistoryBuffer,
-    (_history_buffer_method, 'builtins.getattr'),
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32')),
-    *(
-        (function, f'numpy.{core}.multiarray.{function.__name__}')  # NumPy 1 and 2 name the same module differently
-        for function in (np.zeros(1).__reduce__()[0], np.float64().__reduce__()[0])
-        for core in ('core', '_core')
-    ),
-]
-torch.serialization.add_safe_globals(MMENGINE_GLOBALS)
-
-
-def read_checkpoint(source: str | os.PathLike) -> dict:
-    """Read a checkpoint file onto the CPU without running any code from it.
-
-    Args:
-        source (str): a path, or a URL, which is downloaded to the cache of `torch.hub` once.
-
-    Returns:
-        dict: what the file holds.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, no checkpoint, holds anything but tensors, plain containers
-            and what mmengine writes, or can't be downloaded.
+    Window sizes are per stage, in tokens; those of the checkpoint are None where nothing says them.
     """
-    path = os.fspath(source)
-    if path.startswith(('http://', 'https://')):
-        path = _download(path)
-    if not os.path.isfile(path):
-        raise CheckpointError(f'checkpoint {path} does not exist or is no file')
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror or error}') from error
-    except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        refused = re.search(r'GLOBAL (\S+)', str(error))
-        if refused:
-            raise CheckpointError(
-                f'checkpoint {path} holds {refused[1]}, which could run code, and is refused: '
-                'save the tensors alone, as a state dict'
-            ) from None
-        reason = (str(error) or type(error).__name__).split('\n')[0]
-        raise CheckpointError(
-            f'checkpoint {path} is truncated or no PyTorch checkpoint ({reason}): download or save it again'
-        ) from None
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a state dict')
-    return checkpoint
+
+    source: str  # the path or URL
+    format: str  # official, SimMIM, timm, timm features_only, transformers, torchvision, mmpretrain or swinv2_mm
+    loaded: tuple[str, ...]  # names in the backbone whose values are those of one tensor of the file
+    converted: dict[str, str]  # names in the backbone whose values were rearranged: how
+    left_out: dict[str, str]  # names in the file that the backbone does not get: why
+    initial: dict[str, str]  # names in the backbone that stay at their initial value: why
+    checkpoint_window_size: tuple[int, ...] | None
+    window_size: tuple[int, ...]  # of the backbone
+    checkpoint_pretrained_window_sizes: tuple[int, ...] | None
+    pretrained_window_sizes: tuple[int, ...]  # of the backbone: the normaliser of its position MLPs
+    origin: str  # what says the pretrained windows
+
+    def __str__(self):
+        stages = range(len(self.window_size))
+        rows = [('', *(f'stage {i}' for i in stages), '')]
+        for title, before, after, remark in (
+            ('window', self.checkpoint_window_size, self.window_size, ''),
+            ('normaliser', self.checkpoint_pretrained_window_sizes, self.pretrained_window_sizes, self.origin),
+        ):
+            before = before or ('?',) * len(stages)
+            rows.append((title, *(f'{old} -> {new}' for old, new in zip(before, after)), remark))
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        for title, names in (('loaded', self.loaded), ('converted', self.converted), ('left out', self.left_out)):
+            lines.append(f'{title.ljust(widths[0])}  {_count(names)}')
+        lines.append(f'{"initial".ljust(widths[0])}  {_count(self.initial)}')
+        return '\n'.join([f'Loaded {self.source} (format: {self.format})', *(f'  {line}' for line in lines)])
 
 
-def load_pretrained(backbone: nn.Module, source: str | os.PathLike) -> None:
-    """Load the backbone's weights from a file of the official repository or of our own, and log what was loaded.
+def _count(names):
+    """`4 tensors: 2 classifier (head.weight, ...), 2 ...` for names with reasons, just the number without."""
+    if not isinstance(names, Mapping) or not names:
+        return f'{len(names)} tensors'
+    reasons = []
+    for reason, number in Counter(names.values()).items():
+        first = next(name for name in names if names[name] == reason)
+        reasons.append(f'{number} {reason} ({first}{", ..." if number > 1 else ""})')
+    return f'{len(names)} tensors: {"; ".join(reasons)}'
 
-    A detector or segmentor trained with the backbone will do as well. Everything but the output norms must be there,
-    in the right shape; else nothing is loaded.
+
+def load_pretrained(
+    backbone: nn.Module,
+    source: str | os.PathLike | Mapping,
+    allow_missing: Sequence[str] = (),
+) -> LoadReport:
+    """Load weights of any published layout into the backbone, and log a report.
+
+    Takes what the official repository (also of SimMIM), timm, transformers, torchvision, mmpretrain, OpenMMLab
+    detectors and segmentors with this backbone, and `tools/convert_checkpoint.py` save. Everything but output norms
+    must be there, in the right shape; else nothing is loaded. The windows that the position MLPs were trained with
+    become ``pretrained_window_sizes``, unless the backbone was given that argument. The backbone keeps its window size.
 
     Args:
         backbone (SwinTransformerV2): the backbone to load into.
-        source (str): a path or URL.
+        source (str | Mapping): a path, a URL or a state dict.
+        allow_missing (Sequence[str]): names of parameters or modules of the backbone that may stay at their initial
+            value if the file lacks them or has them in another shape, e.g. ``patch_embed.proj`` for an image of other
+            than three channels.
+
+    Returns:
+        LoadReport: what was loaded, converted, left out and left as it was, and the windows.
 
     Raises:
-        CheckpointError: see `read_checkpoint`; or the file does not fit the backbone.
+        CheckpointError: the file can't be read (`read_checkpoint`), holds no Swin V2 or one that does not fit the
+            backbone, or nothing says which windows it was trained with.
     """
-    weights, left_out, initial = fit_pretrained(backbone, source)
+    weights, report = fit_pretrained(backbone, source, allow_missing)
     backbone.load_state_dict(weights, strict=False)
-    print_log(
-        f'Loaded {len(weights)} tensors of {source}. Left out: {_summary(left_out)}. At their initial value: '
-        f'{_summary(initial)}. Position MLPs trained with windows {backbone.pretrained_window_sizes}, '
-        f'used with windows {backbone.window_size}.',
-        logger='current',
-    )
+    print_log(str(report), logger='current')
+    return report
 
 
-def fit_pretrained(backbone: nn.Module, source: str | os.PathLike) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Read the weights that `load_pretrained` loads and check that they fit; changes nothing.
+def fit_pretrained(
+    backbone: nn.Module,
+    source: str | os.PathLike | Mapping,
+    allow_missing: Sequence[str] = (),
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Read the weights that `load_pretrained` loads, and check that they fit; changes nothing.
 
     Args and errors as `load_pretrained`; the backbone may be on the meta device.
 
     Returns:
-        tuple: the weights by name in the backbone, the names in the file that are left out, and the names in the
-        backbone that stay at their initial value.
+        tuple: the weights by name in the backbone, and the report of loading them.
     """
-    state_dict = backbone_state_dict(read_checkpoint(source))
-    own = backbone.state_dict()
-    left_out = [name for name in state_dict if LEFT_OUT.search(name) or (INITIAL.match(name) and name not in own)]
-    weights = {name: value for name, value in state_dict.items() if name not in left_out}
-    initial = _check_fit(backbone, weights, source)
-    windows = pretrained_windows_from_tables(state_dict)
-    if windows:
-        weights.setdefault('pretrained_windows', torch.tensor(windows))
-    if 'pretrained_windows' not in weights and not backbone.pretrained_windows_given:
-        raise CheckpointError(
-            f'checkpoint {source} does not say the windows it was trained with: pass pretrained_window_sizes, '
-            'for example (16, 16, 16, 8) for window 16 at 256 pixels'
+    if not hasattr(backbone, 'pretrained_windows_given'):
+        raise TypeError(
+            f'load_pretrained loads into a SwinTransformerV2, got {type(backbone).__name__}: pass model.backbone'
         )
-    return weights, left_out, initial
+    converted, windows = read_weights(source)
+    with naming(source):
+        weights, rearranged, left_out, initial = _fit(backbone, converted, tuple(allow_missing))
+        if backbone.position_bias != 'parameterized':
+            if len(windows.pretrained_window_sizes or ()) == len(backbone.window_size):
+                weights['pretrained_windows'] = torch.tensor(windows.pretrained_window_sizes)
+            elif not backbone.pretrained_windows_given:
+                raise CheckpointError(
+                    'nothing says the windows that each stage was trained with: pass pretrained_window_sizes, for '
+                    'example (16, 16, 16, 8) for window 16 at 256 pixels'
+                )
+    keeps_own = backbone.pretrained_windows_given or backbone.position_bias == 'parameterized'
+    own_windows = backbone.pretrained_window_sizes if keeps_own else windows.pretrained_window_sizes
+    return weights, LoadReport(
+        source=_label(source),
+        format=converted.format,
+        loaded=tuple(name for name in weights if name not in rearranged and name != 'pretrained_windows'),
+        converted=rearranged,
+        left_out=left_out,
+        initial=initial,
+        checkpoint_window_size=windows.window_size,
+        window_size=backbone.window_size,
+        checkpoint_pretrained_window_sizes=windows.pretrained_window_sizes,
+        pretrained_window_sizes=own_windows,
+        origin='the argument pretrained_window_sizes' if backbone.pretrained_windows_given else windows.origin,
+    )
 
 
-def backbone_state_dict(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The tensors of the backbone in a checkpoint, without the wrappers ``model`` (official) and ``state_dict``
-    (mmengine) and the prefix ``backbone.``."""
-    for wrapper in ('state_dict', 'model'):
-        if isinstance(checkpoint.get(wrapper), Mapping):
-            checkpoint = checkpoint[wrapper]
-            break
-    tensors = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
-    prefix = 'backbone.'
-    of_backbone = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-    return of_backbone or tensors
+def read_weights(source: str | os.PathLike | Mapping) -> tuple[Converted, TrainedWindows]:
+    """The weights of a checkpoint in our layout, and its windows as far as something says them.
+
+    Args:
+        source (str | Mapping): a path, a URL or a state dict.
+
+    Raises:
+        CheckpointError: it can't be read, or holds no Swin V2.
+    """
+    checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
+    with naming(source):
+        converted = convert(unwrap(checkpoint))
+        stated = converted.weights.pop('pretrained_windows', None)
+        arguments = infer_arguments(converted.weights)
+        if arguments is None:  # incomplete: the rest tells nothing, and fits no backbone
+            return converted, TrainedWindows()
+        num_stages = len(parse_arch(arguments['arch']).depths)
+        if arguments['position_bias'] == 'parameterized':
+            return converted, _windows_of_parameterized(converted.weights, num_stages)
+        path = None if isinstance(source, Mapping) else local_path(source)
+        return converted, infer_windows(stated, converted.tables, path, num_stages, arguments['patch_size'])
 
 
-def pretrained_windows_from_tables(state_dict: Mapping[str, Tensor]) -> tuple[int, ...] | None:
-    """The window size per stage that the position MLPs of an official checkpoint were trained with.
-
-    The corner of ``relative_coords_table``, the offset of a whole window W, is ``log2(1 + 8 (W-1) / (P-1)) / 3``
-    where P is the window that normalised it.
+def check_complete(converted: Converted, windows: TrainedWindows) -> dict:
+    """Check that weights are all of some backbone, in the right shapes, without building one.
 
     Returns:
-        tuple[int] | None: P per stage; None if a stage has no table.
+        dict: the arguments of the `SwinTransformerV2` that takes them, as `infer_arguments`.
+
+    Raises:
+        CheckpointError: a parameter is missing, misshapen, unknown or no finite number.
     """
-    stages = {int(match[1]) for name in state_dict if (match := re.match(r'layers\.(\d+)\.', name))}
-    windows = []
-    for stage in sorted(stages):
-        table = state_dict.get(f'layers.{stage}.blocks.0.attn.relative_coords_table')
-        if table is None:
-            return None
-        window = (table.shape[-2] + 1) // 2
-        corner = table.flatten()[-1].item()
-        windows.append(1 + round(8 * (window - 1) / (2 ** (3 * corner) - 1)) if window > 1 else 1)
-    return tuple(windows) or None
+    weights = converted.weights
+    arguments = infer_arguments(weights)
+    if arguments is None:
+        raise CheckpointError(
+            'it lacks weights that tell its architecture, in its first block or the logit_scale of a stage'
+        )
+    shapes = parameter_shapes(**arguments, window_size=windows.window_size)
+    arch = parse_arch(arguments['arch'])
+    for i in range(len(arch.depths)):
+        if any(name.startswith(f'norm{i}.') for name in weights):
+            shapes |= dict.fromkeys((f'norm{i}.weight', f'norm{i}.bias'), (arch.embed_dims * 2**i,))
+    _check_names(shapes, weights, arguments)
+    for name, value in weights.items():
+        _check_values(name, value, value.dtype)
+    return arguments
 
 
-def _check_fit(backbone, weights, source):
-    """Names that stay at their initial value; a `CheckpointError` if any other is missing, unknown or misshapen."""
-    own = backbone.state_dict()
-    missing = [name for name in own if name not in weights and name != 'pretrained_windows']
-    initial = [name for name in missing if INITIAL.match(name)]
-    required = [name for name in missing if name not in initial]
-    unknown = [name for name in weights if name not in own]
-    misshapen = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    if misshapen:
-        name = misshapen[0]
-        raise CheckpointError(
-            f'checkpoint {source} does not fit the backbone: {name} is {tuple(weights[name].shape)} in the file and '
-            f'{tuple(own[name].shape)} in the backbone ({len(misshapen)} differ): check arch'
-        )
-    if required or unknown:
-        raise CheckpointError(
-            f'checkpoint {source} does not fit the backbone: it lacks {_summary(required)}; '
-            f'the backbone does not know {_summary(unknown)}: check that it is a Swin V2 of this arch'
-        )
+def _windows_of_parameterized(weights, num_stages):
+    tables = [weights.get(f'layers.{i}.blocks.0.{TABLE}') for i in range(num_stages)]
+    if any(table is None for table in tables):
+        return TrainedWindows()
+    windows = tuple(_table_window(table) for table in tables)
+    return TrainedWindows(windows, windows, 'the shape of the tables')
+
+
+def _table_window(table):
+    try:
+        return table_window(table)
+    except ValueError as error:
+        raise CheckpointError(f'{error}: the file is damaged') from None
+
+
+def _resized(name, table, window):
+    _table_window(table)
+    _check_values(name, table, table.dtype)
+    return resize_table(table, window)
+
+
+def _fit(backbone, converted, allow_missing):
+    """The weights to load, those that were rearranged, and what is left out of the file and initial in the backbone.
+
+    Raises:
+        CheckpointError: anything that the backbone needs is missing, misshapen or no finite number, or the file holds
+            what the backbone does not know.
+    """
+    own = {name: value for name, value in backbone.state_dict().items() if name != 'pretrained_windows'}
+    for allowed in allow_missing:
+        if not any(_is_in(name, (allowed,)) for name in own):
+            raise CheckpointError(f'allow_missing names {allowed!r}, and the backbone has no such parameter or module')
+    weights, rearranged, left_out = {}, dict(converted.rearranged), dict(converted.left_out)
+    for name, value in converted.weights.items():
+        if name.startswith('norm') and name not in own:
+            left_out[name] = 'norm of a stage that the backbone does not return'
+            continue
+        if name.endswith(TABLE) and name in own and value.shape != own[name].shape:
+            value = _resized(name, value, _table_window(own[name]))
+            rearranged[name] = 'table resized bicubically'
+        if name in own and value.shape != own[name].shape and _is_in(name, allow_missing):
+            left_out[name] = f'of shape {tuple(value.shape)}, which allow_missing allows'
+            continue
+        weights[name] = value
+    initial = _find_initial(own, weights, allow_missing)
+    shapes = {name: tuple(value.shape) for name, value in own.items() if name not in initial}
+    _check_names(shapes, weights, infer_arguments(own))
+    for name, value in weights.items():
+        _check_values(name, value, own[name].dtype)
+    return weights, {name: rearranged[name] for name in weights if name in rearranged}, left_out, initial
+
+
+def _find_initial(own, weights, allow_missing):
+    """Names that may stay at their initial value: of output norms that the file lacks whole, and those allowed."""
+    initial = {}
+    for name in own:
+        if name in weights:
+            continue
+        norm = name.split('.')[0]
+        if norm.startswith('norm') and not any(other.startswith(f'{norm}.') for other in weights):
+            initial[name] = 'output norm'
+        elif _is_in(name, allow_missing):
+            initial[name] = 'allowed by allow_missing'
     return initial
 
 
-def _summary(names):
-    """At most three of the names, and how many there are."""
-    if not names:
-        return 'nothing'
-    listed = ', '.join(names[:3])
-    return listed if len(names) <= 3 else f'{listed} and {len(names) - 3} more'
+def _is_in(name, allowed):
+    """Whether a parameter is one of, or in a module that is one of, the names."""
+    return any(name == other or name.startswith(f'{other}.') for other in allowed)
 
 
-def _download(url):
-    """Path of the downloaded file in the cache of `torch.hub`; one process of a node downloads, the others wait."""
-    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    path = os.path.join(folder, os.path.basename(url))
+def _check_names(shapes, weights, ours):
+    """Check that weights are those of the shapes by name, all and no other; ``ours`` are the backbone's arguments."""
+    lacking = [name for name in shapes if name not in weights]
+    unknown = [name for name in weights if name not in shapes]
+    misshapen = [name for name in shapes if name in weights and shapes[name] != weights[name].shape]
+    if not lacking and not unknown and not misshapen:
+        return
+    theirs = infer_arguments(weights)
+    differences = [key for key in ours if theirs and theirs[key] != ours[key]]
+    if differences:
+        sides = [', '.join(f'{key}={arguments[key]!r}' for key in differences) for arguments in (theirs, ours)]
+        or_else = " or allow_missing=['patch_embed.proj']" if set(differences) <= {'in_channels', 'patch_size'} else ''
+        raise CheckpointError(f'it has {sides[0]} and the backbone {sides[1]}: pass {sides[0]}{or_else}')
+    wrong = []
+    if lacking:
+        wrong.append(f'it lacks {_some(lacking)}')
+    if unknown:
+        wrong.append(f'it has {_some(unknown)}, which the backbone does not know')
+    if misshapen:
+        name = misshapen[0]
+        wrong.append(f'it has {_some(misshapen)} of shape {tuple(weights[name].shape)}, not {shapes[name]}')
+    raise CheckpointError(f'{"; ".join(wrong)}: it is damaged, or no Swin V2 of the published kind')
+
+
+def _check_values(name, value, dtype):
+    if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+        raise CheckpointError(f'{name} is {value.dtype} ({value.layout}), not floating-point numbers')
+    if not value.to(dtype).isfinite().all():
+        raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')
+
+
+def _some(names):
+    return names[0] if len(names) == 1 else f'{names[0]} and {len(names) - 1} more'
+
+
+def _label(source):
+    return 'state dict' if isinstance(source, Mapping) else os.fspath(source)
+
+
+@contextmanager
+def naming(source):
+    """Put the name of a checkpoint before a `CheckpointError` about what it holds."""
     try:
-        if os.environ.get('LOCAL_RANK', '0') == '0' and not os.path.exists(path):
-            print_log(f'Downloading {url} to {path}', logger='current')
-            os.makedirs(folder, exist_ok=True)
-            torch.hub.download_url_to_file(url, path, progress=True)
-    except (OSError, HTTPException) as error:
-        raise CheckpointError(
-            f'cannot download {url} ({error}): download it on a machine with network, for example with '
-            f'"wget {url}", and pass the file (tools/train.py: --checkpoint FILE, or none to start from scratch)'
-        ) from error
-    barrier()
-    return path
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f'checkpoint {_label(source)}: {error}') from None

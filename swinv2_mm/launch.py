@@ -20,7 +20,8 @@ from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 from torch import nn
 
-from .checkpoint import CheckpointError, fit_pretrained, read_checkpoint
+from .checkpoint import fit_pretrained
+from .files import CheckpointError, read_checkpoint
 
 HOSTS = ('mmdet', 'mmseg')
 LAUNCHERS = {  # the variable that tells a process its rank, and what sets it
@@ -187,7 +188,7 @@ def check_backbone(cfg: Config) -> None:
         except TypeError as error:
             raise ValueError(f'model.backbone of the config: {error}') from error
     if built.init_cfg is not None:
-        fit_pretrained(built, built.pretrained_checkpoint())
+        fit_pretrained(built, *built.pretrained_source())
 
 
 def find_resume(work_dir: str | os.PathLike, resume: str) -> str:

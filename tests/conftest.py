@@ -1,5 +1,7 @@
 import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import hypothesis
 import pytest
@@ -44,6 +46,32 @@ def build_small(randomize):
         return randomize(SwinTransformerV2(**{'arch': small, 'window_size': 4, 'drop_path_rate': 0.0, **kwargs}))
 
     return build_small
+
+
+@pytest.fixture(scope='session')
+def libraries():
+    """The libraries that tests compare with: timm, torchvision and mmpretrain's backbone.
+
+    They stand in a folder of their own, which nothing else sees: there is no torchvision for a torch without CUDA in
+    the registry, so it lacks its operators, and whatever imports it there fails. mmpretrain's multimodal models do not
+    import beside transformers 5.
+    """
+    sys.path.append(str(Path(sys.prefix) / 'oracles'))
+    try:
+        import torchvision
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
+            del sys.modules[name]
+        for operator in ('nms', 'qnms'):
+            torch.library.define(f'torchvision::{operator}', '(Tensor dets, Tensor scores, float threshold) -> Tensor')
+        import torchvision
+    import timm
+
+    sys.modules.setdefault('mmpretrain.models.multimodal', ModuleType('multimodal'))
+    from mmpretrain.models import backbones
+
+    sys.path.pop()
+    return SimpleNamespace(torchvision=torchvision, timm=timm, mmpretrain=backbones)
 
 
 @pytest.fixture(scope='session')

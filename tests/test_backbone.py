@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from torch import nn
 
-from swinv2_mm import SwinTransformerV2
+from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
 from swinv2_mm.backbone import PatchEmbed, PatchMerging
 from swinv2_mm.windows import partition
 
@@ -221,6 +221,148 @@ def test_a_backbone_materialised_from_the_meta_device_saves_its_pretrained_windo
     assert backbone.state_dict()['pretrained_windows'].tolist() == [5, 5, 5, 5]
 
 
+KINDS = {
+    # the position biases, and the names of their parameters in an attention module
+    'log_cpb': {'cpb_mlp.0.weight', 'cpb_mlp.0.bias', 'cpb_mlp.2.weight'},
+    'linear_cpb': {'linear_cpb_mlp.0.weight', 'linear_cpb_mlp.0.bias', 'linear_cpb_mlp.2.weight'},
+    'parameterized': {'relative_position_bias_table.weight'},
+}
+
+
+@pytest.mark.parametrize('position_bias', KINDS)
+def test_each_position_bias_has_parameters_of_its_own_name(build_small, position_bias):
+    names = set(build_small(position_bias=position_bias).state_dict())
+    attention = 'layers.0.blocks.0.attn.'
+    others = {f'{attention}{name}' for name in ('logit_scale', 'q_bias', 'v_bias')}
+    others |= {f'{attention}{name}' for name in ('qkv.weight', 'proj.weight', 'proj.bias')}
+    assert {name for name in names if name.startswith(attention)} - others == {
+        f'{attention}{name}' for name in KINDS[position_bias]
+    }
+
+
+def table_of_values(mlp, window, spacing):
+    """16 * sigmoid of a position MLP at each offset of a window, in rows of the vertical offset: ((2W-1)^2, heads)."""
+    offsets = [(i, j) for i in range(1 - window, window) for j in range(1 - window, window)]
+    coordinates = [[spacing(offset / (window - 1)) for offset in pair] for pair in offsets]
+    first, _, last = mlp
+    return 16 / (1 + torch.exp(-last(torch.relu(first(torch.tensor(coordinates, dtype=torch.float64))))))
+
+
+@pytest.mark.parametrize(
+    'position_bias, spacing',
+    [
+        ('log_cpb', lambda x: math.copysign(math.log2(1 + 8 * abs(x)) / 3, x)),
+        ('linear_cpb', lambda x: x),
+    ],
+)
+def test_a_table_of_the_values_of_a_position_mlp_gives_its_maps(build_small, position_bias, spacing):
+    mlps = build_small(position_bias=position_bias, window_size=5).double().eval()
+    tables = build_small(position_bias='parameterized', window_size=5).double().eval()
+    state_dict = mlps.state_dict()
+    for i, stage in enumerate(mlps.layers):
+        for j, block in enumerate(stage.blocks):
+            attention = f'layers.{i}.blocks.{j}.attn.'
+            values = table_of_values(block.attn.position_bias, 5, spacing)
+            state_dict[f'{attention}relative_position_bias_table.weight'] = values
+            for name in KINDS[position_bias]:
+                del state_dict[f'{attention}{name}']
+    tables.load_state_dict(state_dict)
+    image = torch.randn(1, 3, 90, 70, dtype=torch.float64)
+    with torch.no_grad():
+        assert_same_maps(tables(image), mlps(image), rtol=0, atol=1e-10)
+
+
+def resized(table, window):
+    side = math.isqrt(len(table))
+    image = torch.stack([table[side * row : side * (row + 1)].T for row in range(side)], 1)  # (heads, side, side)
+    image = F.interpolate(image[None], size=(2 * window - 1, 2 * window - 1), mode='bicubic')[0]
+    return torch.cat([image[:, row].T for row in range(2 * window - 1)])
+
+
+def assert_tables_are_resized(backbone, state_dict, windows):
+    """Its tables are those of the state dict resized to the window of each stage, all else is as there."""
+    for name, value in backbone.state_dict().items():
+        if name.endswith('relative_position_bias_table.weight'):
+            torch.testing.assert_close(value, resized(state_dict[name], windows[int(name.split('.')[1])]))
+        elif name == 'pretrained_windows':
+            assert value.tolist() == [*windows]
+        else:
+            assert torch.equal(value, state_dict[name]), name
+
+
+def test_set_window_size_resizes_the_tables_and_their_windows_follow(build_small):
+    backbone = build_small(position_bias='parameterized', window_size=4).eval()
+    state_dict = {name: value.clone() for name, value in backbone.state_dict().items()}
+    assert backbone.pretrained_window_sizes == (4, 4, 4, 4)
+    image = torch.randn(1, 3, 150, 90)
+    windows = (7, 3, 6, 4)
+    with torch.no_grad():
+        before = backbone(image)
+        backbone.set_window_size(windows)
+        assert backbone.window_size == backbone.pretrained_window_sizes == windows
+        assert_tables_are_resized(backbone, state_dict, windows)
+        fresh = build_small(position_bias='parameterized', window_size=windows).eval()
+        fresh.load_state_dict(backbone.state_dict())
+        after = backbone(image)
+        assert_same_maps(after, fresh(image), rtol=0, atol=0)
+    assert (after[0] - before[0]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize('windows', [(6, 6, 6, 6), (4, 4, 4, 4), (3, 5, 4, 2)])
+def test_a_parameterized_checkpoint_loads_into_other_windows(build_small, tmp_path, windows):
+    source = build_small(position_bias='parameterized', window_size=4)
+    torch.save(source.state_dict(), tmp_path / 'window4.pth')
+    backbone = build_small(position_bias='parameterized', window_size=windows)
+    report = load_pretrained(backbone, tmp_path / 'window4.pth')
+    assert_tables_are_resized(backbone, source.state_dict(), windows)
+    assert report.converted == {
+        f'layers.{i}.blocks.{j}.attn.relative_position_bias_table.weight': 'table resized bicubically'
+        for i in range(4)
+        for j in range(2)
+        if windows[i] != 4
+    }
+    assert report.checkpoint_window_size == report.checkpoint_pretrained_window_sizes == (4, 4, 4, 4)
+    assert report.window_size == report.pretrained_window_sizes == backbone.pretrained_window_sizes == windows
+
+
+@pytest.mark.parametrize('block', [0, 1])
+@pytest.mark.parametrize('shape', [(48, 2), (36, 2), (49,), (7, 7, 2), (0, 2), (49, 3)])
+def test_a_parameterized_checkpoint_with_a_damaged_table_loads_nothing(build_small, block, shape):
+    state_dict = build_small(position_bias='parameterized', window_size=4).state_dict()
+    state_dict[f'layers.1.blocks.{block}.attn.relative_position_bias_table.weight'] = torch.ones(shape)
+    backbone = build_small(position_bias='parameterized', window_size=6)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r'table.*\(.*\).*damaged') as error:
+        load_pretrained(backbone, state_dict)
+    assert '\n' not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_a_parameterized_state_dict_loads_strictly_into_other_windows(build_small, log, prefix):
+    state_dict = build_small(position_bias='parameterized', window_size=4).state_dict()
+    backbone = build_small(position_bias='parameterized', window_size=6)
+    detector = nn.ModuleDict({'backbone': backbone}) if prefix else backbone
+    detector.load_state_dict({prefix + name: value for name, value in state_dict.items()})
+    assert_tables_are_resized(backbone, state_dict, (6, 6, 6, 6))
+    assert backbone.pretrained_window_sizes == backbone.window_size == (6, 6, 6, 6)
+    assert not log.records
+
+
+@pytest.mark.parametrize('theirs, ours', [(theirs, ours) for theirs in KINDS for ours in KINDS if theirs != ours])
+def test_weights_of_one_position_bias_never_load_as_another(build_small, tmp_path, theirs, ours):
+    state_dict = build_small(position_bias=theirs).state_dict()
+    torch.save(state_dict, tmp_path / 'other.pth')
+    backbone = build_small(position_bias=ours)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    message = f"it has position_bias='{theirs}' and the backbone position_bias='{ours}': pass position_bias='{theirs}'"
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(backbone, tmp_path / 'other.pth')
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    with pytest.raises(RuntimeError, match=r'Missing key.*[\s\S]*Unexpected key'):
+        backbone.load_state_dict(state_dict)
+
+
 BAD_ARGUMENTS = [
     ({'arch': 'nano'}, r"arch .*tiny, small, base, large, huge, giant.*'nano'"),
     ({'arch': {'embed_dims': 8, 'depths': (1,)}}, r"arch .*num_heads.*got \{'embed_dims': 8, 'depths': \(1,\)\}"),
@@ -233,6 +375,13 @@ BAD_ARGUMENTS = [
     ({'window_size': 8.5}, r'window_size .*int.*got 8\.5'),
     ({'pretrained_window_sizes': (8, 8, 8)}, r'pretrained_window_sizes .*int or 4 ints.*got \(8, 8, 8\)'),
     ({'pretrained_window_sizes': 0}, r'pretrained_window_sizes .*at least 1.*got 0'),
+    ({'position_bias': 'absolute'}, r"position_bias .*log_cpb, linear_cpb, parameterized, got 'absolute'"),
+    ({'position_bias': None}, r'position_bias .*log_cpb, linear_cpb, parameterized, got None'),
+    ({'position_bias': ['log_cpb']}, r"position_bias .*log_cpb, linear_cpb, parameterized, got \['log_cpb'\]"),
+    (
+        {'position_bias': 'parameterized', 'pretrained_window_sizes': (8, 8, 8, 4)},
+        r"pretrained_window_sizes .*position_bias='parameterized'.*leave it out, got \(8, 8, 8, 4\)",
+    ),
     ({'out_indices': (0, 4)}, r'out_indices .*0 to 3.*got \(0, 4\)'),
     ({'out_indices': (-1,)}, r'out_indices .*0 to 3.*got \(-1,\)'),
     ({'out_indices': (2, 1)}, r'out_indices .*increasing.*got \(2, 1\)'),
@@ -253,8 +402,13 @@ def test_a_bad_argument_is_named_with_its_value_and_the_cure(build_small, argume
         build_small(**arguments).init_weights()
 
 
-def test_set_window_size_refuses_what_the_constructor_refuses(build_small):
-    backbone = build_small(window_size=5)
-    with pytest.raises(ValueError, match=r'window_size .*4 ints.*got \(8, 8\)'):
-        backbone.set_window_size((8, 8))
-    assert backbone.window_size == (5, 5, 5, 5)
+@pytest.mark.parametrize('position_bias', KINDS)
+@pytest.mark.parametrize(
+    'windows, message',
+    [((8, 8), r'window_size .*4 ints.*got \(8, 8\)'), ((8, 8, 8, 0), r'window_size .*at least 1.*got \(8, 8, 8, 0\)')],
+)
+def test_set_window_size_refuses_what_the_constructor_refuses(build_small, position_bias, windows, message):
+    backbone = build_small(window_size=5, position_bias=position_bias)
+    with pytest.raises(ValueError, match=message):
+        backbone.set_window_size(windows)
+    assert backbone.window_size == backbone.pretrained_window_sizes == (5, 5, 5, 5)

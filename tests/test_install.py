@@ -1,4 +1,5 @@
 import ast
+import dataclasses
 import email
 import importlib
 import importlib.util
@@ -25,6 +26,7 @@ SPEC.loader.exec_module(install)
 PINS = install.read_pins()
 NAMES = [install.split_requirement(line)[0] for lines in PINS.values() for line in lines]
 UPSTREAM = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
+ORACLES = dict(line.split('==') for line in PINS['oracles'])
 ONEDL = {
     'onedl-mmengine': '0.10.12',
     'onedl-mmcv': '2.3.6',
@@ -92,7 +94,8 @@ def test_the_pins_are_those_of_the_two_stacks():
 
 
 def test_every_dependency_is_bounded_and_appears_once():
-    lines = [line for lines in PINS.values() for line in lines if not line.startswith(('swinv2-mm', 'torch', 'numpy'))]
+    package = ('swinv2-mm', *(install.split_requirement(line)[0] for line in PINS['install_requires']))
+    lines = [line for lines in PINS.values() for line in lines if install.split_requirement(line)[0] not in package]
     names = [install.split_requirement(line)[0] for line in lines]
     assert sorted(names) == sorted(set(names))
     assert all(install.split_requirement(line)[1] for line in lines)
@@ -101,6 +104,7 @@ def test_every_dependency_is_bounded_and_appears_once():
 def test_this_environment_holds_what_is_pinned(here):
     stack = install.settle_stack(None, here.installed)
     assert install.missing(PINS, stack, here.installed) == []
+    assert install.missing_oracles(PINS, here) == []
     assert here.ops is None
     modules = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
     imported = [importlib.import_module(module).__version__ for module in modules]
@@ -146,10 +150,11 @@ def test_nothing_is_missing_from_a_whole_environment_and_what_is_wrong_is_named(
 def test_an_empty_environment_gets_everything_once_and_in_order(stack, hosts):
     steps = install.plan(PINS, stack, install.Survey())
     everything = [argument for step in steps for argument in step.arguments if not argument.startswith('-')]
-    assert sorted(everything) == sorted([*install.requirements_of(PINS, stack).values(), str(ROOT)])
+    needed = [*install.requirements_of(PINS, stack).values(), *PINS['oracles'], str(ROOT), f'{sys.prefix}/oracles']
+    assert sorted(everything) == sorted(needed)
 
     mmcv = f'{list(hosts)[1]}=={list(hosts.values())[1]}'
-    assert [step.compiles for step in steps] == [False, False, False, False, True, False]
+    assert [step.compiles for step in steps] == [False, False, False, False, True, False, False]
     assert steps[2].title == f'{len(steps[2].arguments)} libraries'
     assert steps[0].arguments[0] == 'setuptools>=77,<81'
     assert steps[1].arguments == ('torch==2.13.0',)
@@ -159,7 +164,8 @@ def test_an_empty_environment_gets_everything_once_and_in_order(stack, hosts):
     assert set(steps[3].arguments) == {'--no-deps', '--no-build-isolation'} | also | {
         f'{name}=={version}' for name, version in hosts.items() if name != list(hosts)[1]
     }
-    assert steps[5].arguments[-2:] == ('-e', str(ROOT))
+    assert steps[5].arguments == ('--no-deps', '--upgrade', '--target', f'{sys.prefix}/oracles', *PINS['oracles'])
+    assert steps[6].arguments[-2:] == ('-e', str(ROOT))
 
 
 def test_a_torch_that_is_there_is_kept_and_so_is_another_build_of_opencv():
@@ -167,20 +173,27 @@ def test_a_torch_that_is_there_is_kept_and_so_is_another_build_of_opencv():
     arguments = [
         argument for step in install.plan(PINS, 'upstream', install.Survey(installed)) for argument in step.arguments
     ]
-    assert not any(argument.startswith(('torch', 'opencv')) for argument in arguments)
+    assert not any(argument.startswith(('torch>', 'torch=', 'opencv')) for argument in arguments)
     assert 'numpy>=2,<3' in arguments
 
 
 def test_a_complete_environment_needs_no_step_and_one_of_another_checkout_only_ours():
     installed = {**whole('upstream'), 'swinv2-mm': '0.1.0'}
-    assert install.plan(PINS, 'upstream', install.Survey(installed, ROOT.as_uri())) == []
-    (step,) = install.plan(PINS, 'upstream', install.Survey(installed, 'file:///elsewhere'))
+    assert install.plan(PINS, 'upstream', install.Survey(installed, ROOT.as_uri(), oracles=ORACLES)) == []
+    (step,) = install.plan(PINS, 'upstream', install.Survey(installed, 'file:///elsewhere', oracles=ORACLES))
     assert step.arguments == ('--no-deps', '--no-build-isolation', '-e', str(ROOT))
+
+
+def test_of_the_libraries_that_tests_compare_with_only_what_is_missing_goes_into_their_folder():
+    installed = {**whole('upstream'), 'swinv2-mm': '0.1.0'}
+    found = install.Survey(installed, ROOT.as_uri(), oracles={**ORACLES, 'timm': '0.9.0'})
+    (step,) = install.plan(PINS, 'upstream', found)
+    assert step.arguments == ('--no-deps', '--upgrade', '--target', f'{sys.prefix}/oracles', f'timm=={ORACLES["timm"]}')
 
 
 def test_a_library_that_is_missing_is_named_and_the_others_keep_their_bounds():
     installed = {**whole('upstream'), 'six': '1.0', 'swinv2-mm': '0.1.0'}
-    (step,) = install.plan(PINS, 'upstream', install.Survey(installed, ROOT.as_uri()))
+    (step,) = install.plan(PINS, 'upstream', install.Survey(installed, ROOT.as_uri(), oracles=ORACLES))
     assert step.title == 'six>=1.16'
     assert {'six>=1.16', 'numpy>=2,<3', 'ruff==0.17.6'} <= set(step.arguments)
 
@@ -530,8 +543,8 @@ def verify(monkeypatch, tmp_path):
     return verify
 
 
-WHOLE = install.Survey(whole('upstream'), ROOT.as_uri())
-BROKEN = install.Survey(whole('upstream'), ROOT.as_uri(), "ModuleNotFoundError: No module named 'mmcv._ext'")
+WHOLE = install.Survey(whole('upstream'), ROOT.as_uri(), oracles=ORACLES)
+BROKEN = dataclasses.replace(WHOLE, ops="ModuleNotFoundError: No module named 'mmcv._ext'")
 
 
 def test_an_mmcv_that_does_not_fit_is_compiled_once_more_without_the_cache(verify):
@@ -546,7 +559,9 @@ def test_an_mmcv_that_does_not_fit_is_compiled_once_more_without_the_cache(verif
 def test_what_pip_left_wrong_is_named(verify):
     versions = {**whole('upstream'), 'numpy': '1.26.4'}
     with pytest.raises(install.InstallError, match=r'pip left numpy 1.26.4 in '):
-        verify([install.Survey(versions, ROOT.as_uri())])
+        verify([dataclasses.replace(WHOLE, installed=versions)])
+    with pytest.raises(install.InstallError, match=r'pip left timm 0.9.0 in '):
+        verify([dataclasses.replace(WHOLE, oracles={**ORACLES, 'timm': '0.9.0'})])
     with pytest.raises(install.InstallError, match=r"No module named 'ftfy': .* is broken"):
         verify([WHOLE], error="ModuleNotFoundError: No module named 'ftfy'")
     with pytest.raises(
@@ -584,6 +599,6 @@ def test_the_metadata_needs_no_torch_to_build_and_asks_for_no_mmengine(tmp_path)
     assert metadata['Requires-Python'] == '>=3.10'
     assert set(metadata.get_all('Provides-Extra')) >= {'det', 'seg', 'test'}
     required = metadata.get_all('Requires-Dist')
-    assert [line for line in required if 'extra ==' not in line] == ['torch>=2.6', 'numpy']
+    assert [line for line in required if 'extra ==' not in line] == ['torch>=2.6', 'numpy', 'safetensors>=0.4']
     assert 'mmdet==3.3.0; extra == "det"' in required
     assert 'mmsegmentation==1.2.2; extra == "seg"' in required

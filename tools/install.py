@@ -97,6 +97,16 @@ def missing(pins: Mapping[str, list[str]], stack: str, installed: Mapping[str, s
     return [name for name, requirement in needed.items() if not is_met(name, requirement)]
 
 
+def missing_oracles(pins: Mapping[str, list[str]], found: Survey) -> list[str]:
+    """Requirements of the libraries that tests compare with which their folder does not meet."""
+
+    def is_met(requirement):
+        name, specifier = split_requirement(requirement)
+        return name in found.oracles and satisfies(found.oracles[name], specifier)
+
+    return [requirement for requirement in pins['oracles'] if not is_met(requirement)]
+
+
 def settle_stack(stack: str | None, installed: Mapping[str, str]) -> str:
     """The stack that was asked for; without a wish the one that is there, else upstream's.
 
@@ -220,18 +230,20 @@ class Survey:
     installed: dict[str, str] = dataclasses.field(default_factory=dict)  # version by distribution
     source: str | None = None  # URL of the folder that swinv2-mm is installed from, if editable
     ops: str | None = None  # why mmcv.ops can't be used, if mmcv is installed
+    oracles: dict[str, str] = dataclasses.field(default_factory=dict)  # version by distribution, in their folder
 
 
 _SURVEY = """
-import importlib.metadata as metadata, json, sys
+import importlib.metadata as metadata, json, os, sys
 report = {}
+oracles = {d.name: d.version for d in metadata.distributions(path=[os.path.join(sys.prefix, 'oracles')])}
 for name in sys.argv[1:]:
     try:
         report[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
         pass
 source = metadata.distribution('swinv2-mm').read_text('direct_url.json') if 'swinv2-mm' in report else None
-print('survey:', json.dumps([report, json.loads(source or '{}')]), flush=True)
+print('survey:', json.dumps([report, json.loads(source or '{}'), oracles]), flush=True)
 if 'mmcv' in report or 'onedl-mmcv' in report:
     import mmcv.ops, torch
     print('survey:', json.dumps([torch.cuda.is_available(), mmcv.ops.get_compiling_cuda_version()]))
@@ -250,7 +262,8 @@ def survey(names: list[str], python: str = sys.executable) -> Survey:
         ops = _last_line(process.stderr) or f'exit code {process.returncode}'
     elif len(lines) == 2 and lines[1] == [True, 'not available']:
         ops = 'it was built without CUDA, and torch sees a GPU'
-    return Survey(installed, source.get('url') if source.get('dir_info', {}).get('editable') else None, ops)
+    url = source.get('url') if source.get('dir_info', {}).get('editable') else None
+    return Survey(installed, url, ops, lines[0][2])
 
 
 def _python(arguments, python=sys.executable):
@@ -320,6 +333,11 @@ def plan(pins: Mapping[str, list[str]], stack: str, found: Survey) -> list[Step]
         steps.append(Step(', '.join(absent), ('--no-deps', '--no-build-isolation', *absent)))
     if mmcv in lacking:
         steps.append(build_step(needed[mmcv]))
+    oracles = missing_oracles(pins, found)
+    if oracles:
+        folder = str(Path(sys.prefix, 'oracles'))
+        title = f'{", ".join(oracles)}, for tests, into {folder}'
+        steps.append(Step(title, ('--no-deps', '--upgrade', '--target', folder, *oracles)))
     if found.source != ROOT.as_uri():
         steps.append(Step('swinv2_mm, editable', ('--no-deps', '--no-build-isolation', '-e', str(ROOT))))
     return steps
@@ -533,9 +551,10 @@ def verify(pins: Mapping[str, list[str]], stack: str, names: list[str], log: Pat
         found = survey(names)
     if found.ops:
         raise InstallError(f'mmcv.ops still does not work: {found.ops}: use a fresh environment; see {log}')
-    lacking = missing(pins, stack, found.installed)
+    lacking = [(name, found.installed) for name in missing(pins, stack, found.installed)]
+    lacking += [(split_requirement(line)[0], found.oracles) for line in missing_oracles(pins, found)]
     if lacking:
-        versions = ', '.join(f'{name} {found.installed.get(name, "(none)")}' for name in lacking)
+        versions = ', '.join(f'{name} {versions.get(name, "(none)")}' for name, versions in lacking)
         raise InstallError(f'pip left {versions} in {sys.prefix}: use a fresh environment; see {log}')
     say('Importing mmdet and mmseg')
     modules = 'mmengine, mmcv, mmdet, mmseg'

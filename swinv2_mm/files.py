@@ -1,0 +1,180 @@
+"""Reading and writing checkpoint files, without ever running code from one."""
+
+import argparse
+import os
+import pickle
+import re
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from http.client import HTTPException
+from urllib.parse import urlsplit
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from mmengine.dist import barrier
+from mmengine.logging import HistoryBuffer, print_log
+
+SUFFIXES = ('.safetensors', '.pth', '.bin')  # that we write; .bin is what transformers calls a .pth
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be read, is none, or does not fit the backbone; the message says what to do."""
+
+
+def _history_buffer_method(cls, name):
+    """The one use of `getattr` in what mmengine writes: the methods of `HistoryBuffer` by name."""
+    if cls is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL builtins.getattr of {cls!r}, {name!r}')
+    return getattr(HistoryBuffer, name)
+
+
+# What mmengine's Runner writes beside tensors and plain containers: its log history, numbers in NumPy arrays.
+# Registered on import, because PyTorch reads with `weights_only=True` and the Runner's resume would fail.
+MMENGINE_GLOBALS = [
+    HistoryBuffer,
+    (_history_buffer_method, 'builtins.getattr'),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32')),
+    *(
+        (function, f'numpy.{core}.multiarray.{function.__name__}')  # NumPy 1 and 2 name the same module differently
+        for function in (np.zeros(1).__reduce__()[0], np.float64().__reduce__()[0])
+        for core in ('core', '_core')
+    ),
+]
+torch.serialization.add_safe_globals(MMENGINE_GLOBALS)
+
+# The settings that the training code of the official repository (yacs) and of timm (argparse) saves beside its
+# weights. Both hold plain values; the first is read as a dict, so that yacs is not needed.
+SETTINGS_GLOBALS = [(OrderedDict, 'yacs.config.CfgNode'), argparse.Namespace]
+
+
+def read_checkpoint(source: str | os.PathLike) -> dict:
+    """Read a checkpoint file onto the CPU without running any code from it.
+
+    Args:
+        source (str): a path, or a URL, which is downloaded to the cache of `torch.hub` once. Whether the file is of
+            PyTorch or of safetensors is told by what it holds.
+
+    Returns:
+        dict: what the file holds.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, no checkpoint, holds anything but tensors, plain containers,
+            training settings and what mmengine writes, or can't be downloaded.
+    """
+    path = local_path(source)
+    if os.path.isdir(path):
+        raise CheckpointError(f'checkpoint {path} is a folder: name the file of weights in it')
+    if not os.path.isfile(path):
+        raise CheckpointError(f'checkpoint {path} does not exist or is no file')
+    try:
+        if _is_safetensors(path):
+            checkpoint = safetensors.torch.load_file(path)
+        else:
+            with torch.serialization.safe_globals(SETTINGS_GLOBALS):
+                checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror or error}') from error
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler
+        refused = re.search(r'GLOBAL (\S+)', str(error))
+        if refused:
+            raise CheckpointError(
+                f'checkpoint {path} holds {refused[1]}, which could run code, and is refused: '
+                'save the tensors alone, as a state dict'
+            ) from None
+        reason = (str(error) or type(error).__name__).split('\n')[0]
+        cure = 'download or save it again' if path == os.fspath(source) else 'delete it, and it is downloaded again'
+        raise CheckpointError(f'checkpoint {path} is truncated or no checkpoint ({reason}): {cure}') from None
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a state dict')
+    return checkpoint
+
+
+def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
+    """Write tensors to a file whole or not at all.
+
+    Args:
+        state_dict (Mapping): tensors by name; for a ``.pth`` or ``.bin`` also a dict of them.
+        path (str): ends in ``.safetensors``, ``.pth`` or ``.bin``. An existing file is replaced.
+
+    Raises:
+        CheckpointError: the path has another ending, or can't be written.
+    """
+    path = os.fspath(path)
+    check_suffix(path)
+    folder = os.path.dirname(path) or '.'
+    partial = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix='.', suffix='.partial', delete=False) as file:
+            partial = file.name
+        if path.endswith('.safetensors'):
+            tensors = {name: value.contiguous().clone() for name, value in state_dict.items()}  # none shares memory
+            safetensors.torch.save_file(tensors, partial, metadata={'format': 'pt'})
+        else:
+            torch.save(state_dict, partial)
+        os.chmod(partial, 0o666 & ~_umask())  # temporary files are private
+        os.replace(partial, path)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise CheckpointError(f'{path} cannot be written: {reason}') from error
+    finally:
+        if partial and os.path.exists(partial):
+            os.remove(partial)
+
+
+def check_suffix(path: str | os.PathLike) -> None:
+    """Raise a `CheckpointError` unless the path ends like a file that `write_checkpoint` writes."""
+    if not os.fspath(path).endswith(SUFFIXES):
+        raise CheckpointError(f'{path} must end in {", ".join(SUFFIXES)}: that says how it is written')
+
+
+def _umask():
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def local_path(source: str | os.PathLike) -> str:
+    """The path of a checkpoint, downloaded if it is named by a URL.
+
+    Raises:
+        CheckpointError: it can't be downloaded.
+    """
+    path = os.fspath(source)
+    return _download(path) if path.startswith(('http://', 'https://')) else path
+
+
+def _is_safetensors(path):
+    with open(path, 'rb') as file:
+        start = file.read(9)  # the length of the header in 8 bytes, and the header, which is JSON
+    return start[8:] == b'{' or path.endswith('.safetensors')
+
+
+def _download(url):
+    """Path of the downloaded file in the cache of `torch.hub`; one process of a node downloads, the others wait."""
+    path = os.path.join(torch.hub.get_dir(), 'checkpoints', cached_name(url))
+    digest = re.search(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$', path)  # eight digits of a date are none
+    try:
+        if os.environ.get('LOCAL_RANK', '0') == '0' and not os.path.exists(path):
+            print_log(f'Downloading {url} to {path}', logger='current')
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            torch.hub.download_url_to_file(url, path, hash_prefix=digest and digest[1], progress=True)
+    except (OSError, HTTPException, RuntimeError, ValueError) as error:  # RuntimeError: the hash is another
+        raise CheckpointError(
+            f'cannot download {url} ({error}): download it on a machine with network, for example with '
+            f'"wget {url}", and pass the file (tools/train.py: --checkpoint FILE, or none to start from scratch)'
+        ) from error
+    barrier()
+    return path
+
+
+def cached_name(url: str) -> str:
+    """The name of a downloaded file in the cache: its own, or of one that hubs call the same for every model
+    (``model.safetensors``) the whole path of the URL."""
+    path = urlsplit(url).path.strip('/')
+    name = os.path.basename(path)
+    return path.replace('/', '--') if re.match(r'(pytorch_)?model\.\w+$', name) else name

@@ -1,0 +1,335 @@
+"""The published layouts of Swin V2 weights: told apart by their names, and converted to ours and back.
+
+Ours is that of the official repository: ``patch_embed``, ``layers.I.blocks.J``, ``layers.I.downsample``. All functions
+map a state dict to another and leave the one they are given as it is.
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arch import infer_arguments, parse_arch
+from .files import CheckpointError
+from .position_bias import log_spaced_coordinates
+
+WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'ema_state_dict', 'module')
+LEFT_OUT = (  # names in our layout that are not of the backbone
+    (re.compile(r'(relative_coords_table|relative_position_index|attn_mask)$'), 'computed anew'),
+    (re.compile(r'^(mask_token$|decoder\.)'), 'for SimMIM pre-training'),
+    (re.compile(r'^(head|classifier)\.'), 'classifier'),
+)
+OUTSIDE = 'outside the backbone'
+
+
+class Format(NamedTuple):
+    """A published layout."""
+
+    name: str
+    anchor: str  # the weight of the patch embedding; what stands before it is the prefix of all names
+    mark: str  # a pattern that a name after the prefix matches in this layout
+    parts: Mapping[str, str] = MappingProxyType({})  # parts of dotted names, theirs to ours
+    downsample_first: bool = False  # patch merging belongs to the stage that follows it
+    unfolded: bool = False  # patch merging takes its neighbours from nn.Unfold
+
+
+TRANSFORMERS = {
+    'embeddings.patch_embeddings.projection': 'patch_embed.proj',
+    'embeddings.norm': 'patch_embed.norm',
+    'embeddings.mask_token': 'mask_token',
+    'encoder.layers': 'layers',
+    'attention.self': 'attn',
+    'attention.self.query.weight': 'attn.q.weight',
+    'attention.self.key.weight': 'attn.k.weight',
+    'attention.self.value.weight': 'attn.v.weight',
+    'attention.self.query.bias': 'attn.q_bias',
+    'attention.self.value.bias': 'attn.v_bias',
+    'attention.self.continuous_position_bias_mlp': 'attn.cpb_mlp',
+    'attention.output.dense': 'attn.proj',
+    'layernorm_before': 'norm1',
+    'layernorm_after': 'norm2',
+    'intermediate.dense': 'mlp.fc1',
+    'output.dense': 'mlp.fc2',
+    'downsample.norm': 'downsample.norm',
+    'layernorm': 'norm',
+}
+TORCHVISION = {
+    'features.0.0': 'patch_embed.proj',
+    'features.0.2': 'patch_embed.norm',
+    **{f'features.{2 * i + 1}': f'layers.{i}.blocks' for i in range(4)},
+    **{f'features.{2 * i + 2}': f'layers.{i}.downsample' for i in range(3)},
+    'mlp.0': 'mlp.fc1',
+    'mlp.3': 'mlp.fc2',
+}
+MMPRETRAIN = {
+    'patch_embed.projection': 'patch_embed.proj',
+    'stages': 'layers',
+    'attn.w_msa': 'attn',
+    'ffn.layers.0.0': 'mlp.fc1',
+    'ffn.layers.1': 'mlp.fc2',
+}
+TIMM_FEATURES = {f'layers_{i}': f'layers.{i}' for i in range(4)}
+FORMATS = (  # the first that fits
+    Format('swinv2_mm', 'patch_embed.proj.weight', r'pretrained_windows$'),
+    Format('SimMIM', 'patch_embed.proj.weight', r'mask_token$'),
+    Format('official', 'patch_embed.proj.weight', r'layers\.0\.downsample\.'),
+    Format('timm', 'patch_embed.proj.weight', r'layers\.\d+\.downsample\.', downsample_first=True),
+    Format('timm features_only', 'patch_embed.proj.weight', r'layers_\d+\.', TIMM_FEATURES, downsample_first=True),
+    Format('transformers', 'embeddings.patch_embeddings.projection.weight', r'encoder\.layers\.', TRANSFORMERS),
+    Format('torchvision', 'features.0.0.weight', r'features\.1\.', TORCHVISION),
+    Format('mmpretrain', 'patch_embed.projection.weight', r'stages\.', MMPRETRAIN, True, True),
+)
+
+
+class Converted(NamedTuple):
+    """Weights of a backbone in our layout, and what became of the others."""
+
+    format: str
+    weights: dict[str, Tensor]
+    tables: dict[str, Tensor]  # relative_coords_table of the blocks
+    rearranged: dict[str, str]  # our name of each weight that is not just one of the file: what was done
+    left_out: dict[str, str]  # name in the file: why
+
+
+def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, out of the dicts that training code wraps them in; averaged weights before plain.
+
+    mmengine's EMA hook saves the averaged weights as ``state_dict``.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    for _ in range(4):  # deeper than anybody nests them; a file could nest them in a circle
+        wrapper = next((name for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping)), None)
+        checkpoint = checkpoint[wrapper] if wrapper else checkpoint
+    tensors = {
+        name: value.detach()
+        for name, value in checkpoint.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not tensors:
+        keys = ', '.join(str(name) for name in list(checkpoint)[:5]) or 'nothing'
+        raise CheckpointError(f'it holds no tensors by name, but {keys}: save or pass the state dict alone')
+    return tensors
+
+
+def identify(state_dict: Mapping[str, Tensor]) -> tuple[Format, str]:
+    """The layout of a state dict, and the prefix that all names of the backbone have in it.
+
+    Raises:
+        CheckpointError: it holds no Swin V2, or more than one, or a Swin V1.
+    """
+    found = {}
+    for layout in FORMATS:
+        for name in state_dict:
+            prefix = name.removesuffix(layout.anchor)
+            if name.endswith(layout.anchor) and (not prefix or prefix.endswith('.')) and prefix not in found:
+                names = [other[len(prefix) :] for other in state_dict if other.startswith(prefix)]
+                is_v2 = any('logit_scale' in other for other in names)
+                if is_v2 and any(re.match(layout.mark, other) for other in names):
+                    found[prefix] = layout
+    if len(found) > 1:
+        prefixes = ', '.join(repr(prefix) for prefix in sorted(found))
+        raise CheckpointError(
+            f'it holds several backbones, with the prefixes {prefixes}: save the weights of one alone'
+        )
+    if not found:
+        raise CheckpointError(_why_none(state_dict))
+    prefix, layout = next(iter(found.items()))
+    return layout, prefix
+
+
+def _why_none(state_dict):
+    if any('logit_scale' in name for name in state_dict):
+        return (
+            'it holds weights of a Swin V2 but no layout known for one (of the official repository, timm, '
+            f'transformers, torchvision, mmpretrain or ours): {_some(state_dict)}'
+        )
+    if any(name.endswith('relative_position_bias_table') for name in state_dict):
+        return "it is a Swin V1, another model: use type='SwinTransformer' of the host, or a Swin V2 checkpoint"
+    return f'it is no Swin V2: {_some(state_dict)}'
+
+
+def _some(state_dict):
+    return f'its tensors are {", ".join(list(state_dict)[:3])}{" and so on" if len(state_dict) > 3 else ""}'
+
+
+def convert(state_dict: Mapping[str, Tensor]) -> Converted:
+    """Weights of any published layout in ours.
+
+    Separate queries, keys and values are joined; the key bias of torchvision, which its forward pass replaces by 0, is
+    left out; the neighbours of a patch merging that uses nn.Unfold (mmpretrain) are reordered; patch mergings that
+    begin a stage (timm, mmpretrain) end the one before it; the norm before a classifier is that of the last stage.
+
+    Raises:
+        CheckpointError: see `identify`; or weights do not have the shapes that the layout needs.
+    """
+    layout, prefix = identify(state_dict)
+    parts, tables, left_out = _sort_out(state_dict, layout, prefix)
+    weights, rearranged = _assemble(parts, layout)
+    return Converted(layout.name, weights, tables, rearranged, left_out)
+
+
+def _sort_out(state_dict, layout, prefix):
+    """By name in our layout the weights and the tables of coordinates; by name in the file why a tensor is neither."""
+    rename = _renamer(layout.parts)
+    parts, tables, left_out = {}, {}, {}
+    for name, value in state_dict.items():
+        inside = name.startswith(prefix)
+        ours = rename(name[len(prefix) :]) if inside else name
+        if layout.downsample_first:
+            ours = _shift_downsample(ours, -1)
+        why = next((why for pattern, why in LEFT_OUT if pattern.search(ours)), None if inside else OUTSIDE)
+        if why is not None:
+            left_out[name] = why
+        elif ours in parts:
+            raise CheckpointError(f'{name} and another tensor are both {ours}: the file is damaged')
+        else:
+            parts[ours] = value
+        if inside and ours.endswith('relative_coords_table'):
+            tables[ours] = value
+    return parts, tables, left_out
+
+
+def _assemble(parts, layout):
+    """The weights that a backbone has, and of each that is not just one of the file what was done."""
+    last = max((int(match[1]) for name in parts if (match := re.match(r'layers\.(\d+)\.', name))), default=0)
+    weights, rearranged = {}, {}
+    for name, value in parts.items():
+        attn, _, leaf = name.rpartition('attn.')
+        attn += 'attn.'
+        if leaf == 'q.weight':
+            weights[f'{attn}qkv.weight'] = _joined(name, [parts.get(f'{attn}{part}.weight') for part in 'qkv'])
+            rearranged[f'{attn}qkv.weight'] = 'q, k, v joined'
+        elif leaf in ('k.weight', 'v.weight') and f'{attn}q.weight' in parts:
+            continue
+        elif leaf == 'qkv.bias' and layout.name == 'torchvision':
+            weights[f'{attn}q_bias'], weights[f'{attn}v_bias'] = _without_key_bias(name, value)
+            rearranged |= dict.fromkeys(
+                (f'{attn}q_bias', f'{attn}v_bias'), 'key bias dropped, which the forward pass zeroes'
+            )
+        elif layout.unfolded and name.endswith('downsample.reduction.weight'):
+            weights[name] = _from_unfolded(name, value)
+            rearranged[name] = 'neighbours reordered'
+        elif name in ('norm.weight', 'norm.bias'):
+            weights[name.replace('norm', f'norm{last}')] = value
+        else:
+            weights[name] = value
+    return weights, rearranged
+
+
+def _joined(name, parts):
+    """(3C, C) of three (C, C)."""
+    if any(part is None or part.ndim != 2 or part.shape != parts[0].shape for part in parts):
+        raise CheckpointError(f'{name} and those of k and v are not three of one shape: the file is damaged')
+    return torch.cat(parts)
+
+
+def _without_key_bias(name, bias):
+    """(C,) of queries and of values, of (3C,): the forward pass of torchvision replaces the key's by 0."""
+    if bias.ndim != 1 or len(bias) % 3:
+        raise CheckpointError(f'{name} must be (3C,), got {tuple(bias.shape)}: the file is damaged')
+    return bias.chunk(3)[::2]
+
+
+def _from_unfolded(name, weight):
+    """(2C, 4C), from channels of four neighbours each, row by row, to neighbours of C channels, column by column."""
+    if weight.ndim != 2 or weight.shape[1] % 4:
+        raise CheckpointError(f'{name} must be (2C, 4C), got {tuple(weight.shape)}: the file is damaged')
+    return weight.unflatten(1, (-1, 2, 2)).permute(0, 3, 2, 1).flatten(1)  # (2C, C, row, column) to (2C, 4C)
+
+
+def export(weights: Mapping[str, Tensor], pretrained_windows: tuple[int, ...], to: str) -> dict[str, Tensor]:
+    """Weights in our layout in that of another implementation, for which the output norms but the last are left out.
+
+    Args:
+        weights (Mapping): in our layout, complete.
+        pretrained_windows (tuple[int]): per stage. For ``official`` they go into the tables of coordinates; for the
+            others see `export_config`.
+        to (str): official, timm or transformers.
+
+    Raises:
+        CheckpointError: the other implementation cannot compute this backbone.
+    """
+    arguments = infer_arguments(weights)
+    if arguments['position_bias'] != 'log_cpb':
+        raise CheckpointError(f'{to} has no position bias of the kind {arguments["position_bias"]}')
+    if any(re.search(r'blocks\.\d+\.norm3\.', name) for name in weights):
+        raise CheckpointError(f'{to} has no extra norms after blocks, as of huge and giant')
+    last = len(pretrained_windows) - 1
+    theirs = {}
+    for name, value in weights.items():
+        name = re.sub(rf'^norm{last}\.', 'norm.', name)
+        if name != 'pretrained_windows' and not re.match(r'norm\d', name):
+            theirs[name] = value
+    if to == 'official':
+        for name in weights:
+            if name.endswith('logit_scale'):
+                window = pretrained_windows[int(name.split('.')[1])]
+                table = log_spaced_coordinates(window, window, window, dtype=torch.float32)[None]
+                theirs[name.replace('logit_scale', 'relative_coords_table')] = table
+        return theirs
+    if to == 'timm':
+        return {_shift_downsample(name, 1): value for name, value in theirs.items()}
+    rename = _renamer({ours: part for part, ours in TRANSFORMERS.items()})
+    split = {}
+    for name, value in theirs.items():
+        if name.endswith('attn.qkv.weight'):
+            stem = name.removesuffix('qkv.weight')
+            split |= {rename(f'{stem}{letter}.weight'): part for letter, part in zip('qkv', value.chunk(3))}
+        else:
+            split[rename(name)] = value
+    return split
+
+
+def export_config(weights: Mapping[str, Tensor], pretrained_windows: tuple[int, ...], to: str) -> dict | None:
+    """What timm or transformers wants in a ``config.json`` beside the weights; None for official ones.
+
+    The image size is the one at which the last map is one window; both take another size, and another window, where
+    they build the model.
+    """
+    if to == 'official':
+        return None
+    arguments = infer_arguments(weights)
+    arch = parse_arch(arguments['arch'])
+    patch_size = arguments['patch_size']
+    image_size = patch_size * 2 ** (len(arch.depths) - 1) * pretrained_windows[-1]
+    shared = dict(
+        patch_size=patch_size,
+        embed_dim=arch.embed_dims,
+        depths=list(arch.depths),
+        num_heads=list(arch.num_heads),
+        window_size=max(pretrained_windows),
+        pretrained_window_sizes=list(pretrained_windows),
+        mlp_ratio=arguments['mlp_ratio'],
+        qkv_bias=arguments['qkv_bias'],
+    )
+    if to == 'transformers':
+        return dict(
+            model_type='swinv2',
+            architectures=['Swinv2Model'],
+            image_size=image_size,
+            num_channels=arguments['in_channels'],
+            **shared,
+        )
+    return dict(
+        architecture='swinv2_tiny_window8_256',  # any that timm knows: the arguments replace all of it
+        num_classes=0,
+        pretrained_cfg={},
+        model_args=dict(img_size=image_size, in_chans=arguments['in_channels'], **shared),
+    )
+
+
+def _renamer(parts):
+    """A function that replaces parts of a dotted name, each once, the longest first."""
+    longest_first = sorted(parts, key=len, reverse=True)
+    pattern = re.compile(rf'(?<![^.])({"|".join(map(re.escape, longest_first))})(?![^.])')
+    return (lambda name: pattern.sub(lambda match: parts[match[1]], name)) if parts else (lambda name: name)
+
+
+def _shift_downsample(name, by):
+    """Move a patch merging to the stage before (-1) or after (1) it."""
+    return re.sub(r'^layers\.(\d+)(?=\.downsample\.)', lambda match: f'layers.{int(match[1]) + by}', name)

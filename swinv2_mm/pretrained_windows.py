@@ -1,0 +1,200 @@
+"""Which windows a checkpoint was trained with, stage by stage: what normalises its position MLPs."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from .files import CheckpointError
+from .position_bias import linear_spaced_coordinates, log_spaced_coordinates
+
+TABLE = re.compile(r'layers\.(\d+)\.blocks\.\d+\.attn\.relative_coords_table$')
+# window12to16_192to256, window8-256, and not window16_36e or window8_20240131
+IN_NAME = re.compile(r'window(\d+)(?:to(\d+))?[_-](\d{3,4})(?:to(\d{3,4}))?(?![0-9A-Za-z])')
+
+
+class TrainedWindows(NamedTuple):
+    """What is known of a checkpoint's windows, one per stage, in tokens."""
+
+    pretrained_window_sizes: tuple[int, ...] | None = None
+    window_size: tuple[int, ...] | None = None  # that it attended in
+    origin: str | None = None  # what says so
+
+
+def infer_windows(
+    stated: Tensor | None,
+    tables: Mapping[str, Tensor],
+    source: str | os.PathLike | None,
+    num_stages: int,
+    patch_size: int,
+) -> TrainedWindows:
+    """The windows of a checkpoint, by what it holds, else by its name, else by the ``config.json`` beside it.
+
+    If the name contradicts what the file holds, a warning is logged.
+
+    Args:
+        stated (Tensor, optional): the buffer ``pretrained_windows`` of our own checkpoints.
+        tables (Mapping): the ``relative_coords_table`` buffers, by their names in the official layout.
+        source (str, optional): path of the file.
+        num_stages (int), patch_size (int): of the checkpoint.
+
+    Returns:
+        TrainedWindows: empty if nothing says them.
+
+    Raises:
+        CheckpointError: the buffer or a table is damaged.
+    """
+    held = TrainedWindows()
+    if stated is not None:
+        held = TrainedWindows(_check_stated(stated, num_stages), origin='pretrained_windows in the file')
+    elif tables:
+        held = windows_from_tables(tables, num_stages)
+    named = windows_from_name(os.path.basename(source), num_stages, patch_size) if source else TrainedWindows()
+    if held.origin and named.origin and held.pretrained_window_sizes != named.pretrained_window_sizes:
+        print_log(
+            f'{held.origin} says that {source} was trained with windows {held.pretrained_window_sizes}, and its name '
+            f'says {named.pretrained_window_sizes}: the name is ignored',
+            logger='current',
+            level=logging.WARNING,
+        )
+    if held.origin or named.origin or not source:
+        return held if held.origin else named
+    return windows_from_config(os.path.join(os.path.dirname(source), 'config.json'), num_stages, patch_size)
+
+
+def _check_stated(stated, num_stages):
+    if stated.shape != (num_stages,) or stated.dtype != torch.int64 or (stated < 1).any():
+        raise CheckpointError(
+            f'pretrained_windows in the file must be {num_stages} int64 of at least 1, got {stated.dtype} '
+            f'{stated.flatten()[:8].tolist()}: the file is damaged, save it again'
+        )
+    return tuple(stated.tolist())
+
+
+def windows_from_tables(tables: Mapping[str, Tensor], num_stages: int) -> TrainedWindows:
+    """The windows that normalised the tables of log-spaced coordinates which official checkpoints hold.
+
+    The corner of a table, the offset of a whole window W, is ``log2(1 + 8 (W-1) / (P-1)) / 3`` where P is the window
+    that normalised it; the table of that P is then compared with all of it. A window of one token has one offset, 0,
+    and says nothing but itself.
+
+    Args:
+        tables (Mapping): (1, 2W-1, 2W-1, 2) or (2W-1, 2W-1, 2) by name, ``layers.I.blocks.J.attn.`` and so on.
+        num_stages (int): stages of the checkpoint.
+
+    Returns:
+        TrainedWindows: empty if a stage has no table.
+
+    Raises:
+        CheckpointError: a table is of no window, or two of a stage differ.
+    """
+    found = {}
+    for name, table in tables.items():
+        match = TABLE.match(name)
+        if not match:
+            raise CheckpointError(f'{name} is of no block: the file is damaged')
+        stage = int(match[1])
+        windows = _windows_of_table(name, table)
+        if found.setdefault(stage, windows) != windows:
+            raise CheckpointError(f'{name} is of window {windows}, other tables of its stage of {found[stage]}')
+    if set(found) != set(range(num_stages)):
+        return TrainedWindows()
+    pretrained, windows = zip(*(found[stage] for stage in range(num_stages)))
+    return TrainedWindows(pretrained, windows, 'relative_coords_table in the file')
+
+
+def _windows_of_table(name, table):
+    """The window that normalised a table, and its own."""
+    if table.is_meta or table.layout != torch.strided:
+        raise CheckpointError(f'{name} holds no dense values: the file is damaged')
+    side = table.shape[-2] if table.ndim >= 3 else 0
+    window = (side + 1) // 2
+    if side % 2 == 0 or table.shape[-3:] != (side, side, 2) or table.numel() != 2 * side**2:
+        raise CheckpointError(f'{name} must be (1, 2W-1, 2W-1, 2) for a window W, got {tuple(table.shape)}')
+    if window == 1:
+        return 1, 1
+    table = table.double().view(side, side, 2)
+    corner = table[-1, -1, 0].item()
+    if 0 < corner < 4:  # 4 would be a window 512 times as large as the pretrained one
+        pretrained = 1 + round(8 * (window - 1) / (2 ** (3 * corner) - 1))
+        precise = log_spaced_coordinates(window, window, pretrained, dtype=torch.float64)
+        if pretrained > 1 and torch.allclose(table, precise, rtol=1 / 128, atol=1e-4):  # bfloat16 at worst
+            return pretrained, window
+    linear = linear_spaced_coordinates(window, window, window, dtype=torch.float64)
+    kind = 'linear-spaced' if torch.allclose(table / table.abs().max(), linear, atol=0.01) else 'not log-spaced'
+    raise CheckpointError(f'{name} holds {kind} coordinates: the file is damaged or no Swin V2')
+
+
+def windows_from_name(name: str, num_stages: int, patch_size: int = 4) -> TrainedWindows:
+    """The windows that the official and timm's names of checkpoints state.
+
+    ``window12to16_192to256`` was trained with window 12 at 192 pixels and fine-tuned with 16 at 256, and keeps the
+    normaliser of the former. A window is as large as the map of its stage at most.
+    """
+    numbers = _numbers_in(name)
+    if not numbers:
+        return TrainedWindows()
+    window, new_window, image, new_image = numbers
+    pretrained = _clamped(window, image, num_stages, patch_size)
+    windows = _clamped(new_window, new_image, num_stages, patch_size)
+    return TrainedWindows(pretrained, windows, 'the name of the file') if pretrained and windows else TrainedWindows()
+
+
+def _numbers_in(name):
+    """Window before and after fine-tuning, and the image size in pixels before and after."""
+    match = IN_NAME.search(name)
+    if not match:
+        return None
+    window, new_window, image, new_image = match.groups()
+    return int(window), int(new_window or window), int(image), int(new_image or image)
+
+
+def windows_from_config(path: str | os.PathLike, num_stages: int, patch_size: int = 4) -> TrainedWindows:
+    """The windows that the ``config.json`` of transformers or timm states; empty if the file is neither.
+
+    transformers states all in fields of its own; timm by the name of the architecture, and by arguments that replace
+    what the name says. In both, a pretrained window of 0 is the window itself.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            config = json.load(file)
+        origin = 'config.json beside the file'
+        if config.get('model_type') == 'swinv2':
+            stated = config
+        else:
+            window, new_window, image, new_image = _numbers_in(config['architecture'])
+            stated = {'window_size': new_window, 'image_size': new_image, **(config.get('model_args') or {})}
+            stated['image_size'] = stated.get('img_size', stated['image_size'])
+            if new_window != window:
+                stated.setdefault('pretrained_window_sizes', _clamped(window, image, num_stages, patch_size))
+        heights, widths = (
+            _clamped(window, image, num_stages, patch_size)
+            for window, image in zip(_pair(stated['window_size']), _pair(stated['image_size']))
+        )
+        if heights is None or (stated is not config and heights != widths):
+            return TrainedWindows()  # timm normalises rows and columns by windows of their own
+        given = stated.get('pretrained_window_sizes') or (0,) * num_stages
+        pretrained = tuple(_pair(given[i])[0] or heights[i] for i in range(num_stages))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return TrainedWindows()
+    return TrainedWindows(pretrained, heights, origin)
+
+
+def _pair(size):
+    """Height and width of one int or two."""
+    pair = size if isinstance(size, list) else [size, size]
+    if len(pair) != 2 or any(type(side) is not int or not 0 <= side < 2**16 for side in pair):
+        raise ValueError(size)
+    return pair
+
+
+def _clamped(window, image, num_stages, patch_size):
+    """A window per stage, none larger than the map of its stage at an image size in pixels; None if a map is empty."""
+    maps = [image // patch_size // 2**i for i in range(num_stages)]
+    return tuple(min(window, size) for size in maps) if window > 0 and min(maps) > 0 else None
