@@ -1,0 +1,120 @@
+"""Convert a Swin V2 checkpoint of any published format to ours, or from any to that of another library."""
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from swinv2_mm import CheckpointError
+from swinv2_mm.arch import parse_arch
+from swinv2_mm.checkpoint import check_complete, naming, read_weights
+from swinv2_mm.files import check_suffix, write_checkpoint
+from swinv2_mm.formats import export, export_config
+from swinv2_mm.launch import bad_input
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='example: python tools/convert_checkpoint.py work_dirs/mask_rcnn_swinv2/epoch_12.pth '
+        'exported/model.safetensors --to timm; timm and transformers then load the folder "exported" by its '
+        'config.json',
+    )
+    parser.add_argument('input', metavar='IN', help='path or URL of any Swin V2 checkpoint, also of a whole detector')
+    parser.add_argument('output', metavar='OUT', help='file to write: .safetensors, .pth or .bin')
+    parser.add_argument(
+        '--to',
+        choices=('official', 'timm', 'transformers'),
+        help='the library to convert to (default: this one)',
+    )
+    parser.add_argument(
+        '--pretrained-window-sizes',
+        type=int,
+        nargs='+',
+        metavar='N',
+        help='the windows that the position bias was trained with, one or one per stage, where nothing says them',
+    )
+    return parser.parse_args(argv)
+
+
+def choose_windows(inferred, given, num_stages, position_bias):
+    """The pretrained windows per stage: those given, else those inferred.
+
+    Raises:
+        CheckpointError: there are neither, or those given are no windows.
+    """
+    if given is not None and position_bias == 'parameterized':
+        raise CheckpointError(
+            'its tables of biases have the window in their shape: leave --pretrained-window-sizes out'
+        )
+    if given is None:
+        if inferred.pretrained_window_sizes is None:
+            raise CheckpointError(
+                'nothing says the windows it was trained with: pass --pretrained-window-sizes, for example '
+                '16 16 16 8 for window 16 at 256 pixels'
+            )
+        return inferred.pretrained_window_sizes
+    if len(given) not in (1, num_stages) or min(given) < 1:
+        raise CheckpointError(f'--pretrained-window-sizes must be 1 or {num_stages} numbers from 1 on, got {given}')
+    return tuple(given) if len(given) == num_stages else (given[0],) * num_stages
+
+
+def convert(weights, windows, to, out):
+    """Write weights in our layout, or in that of another library with the ``config.json`` it wants beside them.
+
+    Raises:
+        CheckpointError: the other library cannot compute the backbone, a ``config.json`` of other weights is there, or
+            a file can't be written.
+
+    Returns:
+        int: the number of tensors written.
+    """
+    if to is None:
+        write_checkpoint({**weights, 'pretrained_windows': torch.tensor(windows)}, out)
+        return len(weights) + 1
+    written, config = export(weights, windows, to), export_config(weights, windows, to)
+    config_path = out.parent / 'config.json'
+    text = json.dumps(config, indent=2) + '\n'
+    if config and config_path.exists() and config_path.read_text() != text:
+        raise CheckpointError(f'{config_path} is there and describes other weights: choose another folder for OUT')
+    wrapped = to == 'official' and out.suffix != '.safetensors'
+    write_checkpoint({'model': written} if wrapped else written, out)
+    if config:
+        config_path.write_text(text)
+    return len(written)
+
+
+def main() -> int:
+    args = parse_args()
+    out = Path(args.output)
+    try:
+        check_suffix(out)
+        converted, inferred = read_weights(args.input)
+        weights = converted.weights
+        with naming(args.input):
+            arguments = check_complete(converted, inferred)
+            num_stages, position_bias = len(parse_arch(arguments['arch']).depths), arguments['position_bias']
+            windows = choose_windows(inferred, args.pretrained_window_sizes, num_stages, position_bias)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        count = convert(weights, windows, args.to, out)
+    except (CheckpointError, OSError) as error:
+        return bad_input(error)
+    left_out = [f'{count} {why}' for why, count in Counter(converted.left_out.values()).items()]
+    if args.to:
+        norms = sum(name.startswith('norm') and not name.startswith(f'norm{num_stages - 1}') for name in weights)
+        left_out += [f'{norms} of output norms, which {args.to} does not have'] if norms else []
+    origin = inferred.origin
+    if args.pretrained_window_sizes:
+        origin = f'--pretrained-window-sizes ({inferred.origin or "nothing else"} says {inferred[0] or "nothing"})'
+    print(f'read {args.input}: {converted.format}, arch={arguments["arch"]!r}')
+    print(f'pretrained windows {windows}, said by {origin}; left out: {", ".join(left_out) or "nothing"}')
+    print(f'wrote {count} tensors, {os.path.getsize(out) / 1e6:.1f} MB, to {out}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
