@@ -1,6 +1,7 @@
 """Loading a checkpoint of any published layout into the backbone, whole or not at all, with a report."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -205,9 +206,8 @@ def _table_window(table):
         raise CheckpointError(f'{error}: the file is damaged') from None
 
 
-def _resized(name, table, window):
+def _resized(table, window):
     _table_window(table)
-    _check_values(name, table, table.dtype)
     return resize_table(table, window)
 
 
@@ -224,14 +224,14 @@ def _fit(backbone, converted, allow_missing):
             raise CheckpointError(f'allow_missing names {allowed!r}, and the backbone has no such parameter or module')
     weights, rearranged, left_out = {}, dict(converted.rearranged), dict(converted.left_out)
     for name, value in converted.weights.items():
-        if name.startswith('norm') and name not in own:
-            left_out[name] = 'norm of a stage that the backbone does not return'
+        if re.match(r'norm\d+\.(weight|bias)$', name) and name not in own:
+            left_out[converted.names.get(name, name)] = 'norm of a stage that the backbone does not return'
             continue
         if name.endswith(TABLE) and name in own and value.shape != own[name].shape:
-            value = _resized(name, value, _table_window(own[name]))
+            value = _resized(value, _table_window(own[name]))
             rearranged[name] = 'table resized bicubically'
         if name in own and value.shape != own[name].shape and _is_in(name, allow_missing):
-            left_out[name] = f'of shape {tuple(value.shape)}, which allow_missing allows'
+            left_out[converted.names.get(name, name)] = f'of shape {tuple(value.shape)}, which allow_missing allows'
             continue
         weights[name] = value
     initial = _find_initial(own, weights, allow_missing)
@@ -286,8 +286,7 @@ def _check_names(shapes, weights, ours):
 
 
 def _check_values(name, value, dtype):
-    if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
-        raise CheckpointError(f'{name} is {value.dtype} ({value.layout}), not floating-point numbers')
+    """Check that a weight is finite in the dtype that it is loaded to."""
     if not value.to(dtype).isfinite().all():
         raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')
 
@@ -306,4 +305,4 @@ def naming(source):
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f'checkpoint {_label(source)}: {error}') from None
+        raise CheckpointError(f'checkpoint {_label(source)}: {" ".join(str(error).splitlines())}') from None

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import tempfile
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -75,6 +76,7 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
         if _is_safetensors(path):
             checkpoint = safetensors.torch.load_file(path)
         else:
+            _check_zip(path)
             with torch.serialization.safe_globals(SETTINGS_GLOBALS):
                 checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
@@ -87,6 +89,8 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
                 'save the tensors alone, as a state dict'
             ) from None
         reason = (str(error) or type(error).__name__).split('\n')[0]
+        if isinstance(error, pickle.UnpicklingError):  # PyTorch's text advises to read it with weights_only=False
+            reason = 'it is no file of tensors'
         cure = 'download or save it again' if path == os.fspath(source) else 'delete it, and it is downloaded again'
         raise CheckpointError(f'checkpoint {path} is truncated or no checkpoint ({reason}): {cure}') from None
     if not isinstance(checkpoint, Mapping):
@@ -118,8 +122,8 @@ def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
             torch.save(state_dict, partial)
         os.chmod(partial, 0o666 & ~_umask())  # temporary files are private
         os.replace(partial, path)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = getattr(error, 'strerror', None) or error
+    except Exception as error:  # each library has its own for what it cannot write
+        reason = (getattr(error, 'strerror', None) or str(error)).split('\n')[0]
         raise CheckpointError(f'{path} cannot be written: {reason}') from error
     finally:
         if partial and os.path.exists(partial):
@@ -146,6 +150,15 @@ def local_path(source: str | os.PathLike) -> str:
     """
     path = os.fspath(source)
     return _download(path) if path.startswith(('http://', 'https://')) else path
+
+
+def _check_zip(path):
+    """Check what PyTorch does not: the checksums, and that no tensor is a folder, whose values would be arbitrary."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            damaged = next((entry.filename for entry in file.infolist() if entry.external_attr & 0x10), file.testzip())
+        if damaged:
+            raise zipfile.BadZipFile(f'the checksum of {damaged} is wrong')
 
 
 def _is_safetensors(path):

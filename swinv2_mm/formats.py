@@ -92,6 +92,7 @@ class Converted(NamedTuple):
     tables: dict[str, Tensor]  # relative_coords_table of the blocks
     rearranged: dict[str, str]  # our name of each weight that is not just one of the file: what was done
     left_out: dict[str, str]  # name in the file: why
+    names: dict[str, str]  # our name: name in the file
 
 
 def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
@@ -168,63 +169,80 @@ def convert(state_dict: Mapping[str, Tensor]) -> Converted:
         CheckpointError: see `identify`; or weights do not have the shapes that the layout needs.
     """
     layout, prefix = identify(state_dict)
-    parts, tables, left_out = _sort_out(state_dict, layout, prefix)
-    weights, rearranged = _assemble(parts, layout)
-    return Converted(layout.name, weights, tables, rearranged, left_out)
-
-
-def _sort_out(state_dict, layout, prefix):
-    """By name in our layout the weights and the tables of coordinates; by name in the file why a tensor is neither."""
-    rename = _renamer(layout.parts)
+    our_names = _our_names(state_dict, layout, prefix)
     parts, tables, left_out = {}, {}, {}
     for name, value in state_dict.items():
-        inside = name.startswith(prefix)
-        ours = rename(name[len(prefix) :]) if inside else name
-        if layout.downsample_first:
-            ours = _shift_downsample(ours, -1)
+        inside = name in our_names
+        ours = our_names.get(name, name)
         why = next((why for pattern, why in LEFT_OUT if pattern.search(ours)), None if inside else OUTSIDE)
+        if inside and ours.endswith('relative_coords_table'):
+            tables[ours] = value
         if why is not None:
             left_out[name] = why
         elif ours in parts:
             raise CheckpointError(f'{name} and another tensor are both {ours}: the file is damaged')
         else:
+            _check_kind(name, value, floating=ours != 'pretrained_windows')
             parts[ours] = value
-        if inside and ours.endswith('relative_coords_table'):
-            tables[ours] = value
-    return parts, tables, left_out
+    weights, rearranged = _assemble(parts, layout)
+    return Converted(
+        layout.name, weights, tables, rearranged, left_out, {ours: name for name, ours in our_names.items()}
+    )
+
+
+def _our_names(names, layout, prefix):
+    """By name in the file that in our layout, of the tensors of the backbone."""
+    rename = _renamer(layout.parts)
+    ours = {name: rename(name[len(prefix) :]) for name in names if name.startswith(prefix)}
+    if layout.downsample_first:
+        ours = {name: _shift_downsample(our_name, -1) for name, our_name in ours.items()}
+    stages = [int(match[1]) for our_name in ours.values() if (match := re.match(r'layers\.(\d+)\.', our_name))]
+    last_norm = f'norm{max(stages, default=0)}.'
+    return {name: re.sub(r'^norm\.', last_norm, our_name) for name, our_name in ours.items()}
 
 
 def _assemble(parts, layout):
     """The weights that a backbone has, and of each that is not just one of the file what was done."""
-    last = max((int(match[1]) for name in parts if (match := re.match(r'layers\.(\d+)\.', name))), default=0)
     weights, rearranged = {}, {}
+
+    def put(ours, value):
+        if ours in weights:
+            raise CheckpointError(f'{name} and another tensor are both {ours}: the file is damaged')
+        weights[ours] = value
+
     for name, value in parts.items():
-        attn, _, leaf = name.rpartition('attn.')
-        attn += 'attn.'
+        stem, found, leaf = name.rpartition('attn.')
+        attn = stem + found
         if leaf == 'q.weight':
-            weights[f'{attn}qkv.weight'] = _joined(name, [parts.get(f'{attn}{part}.weight') for part in 'qkv'])
+            put(f'{attn}qkv.weight', _joined(name, [parts.get(f'{attn}{part}.weight') for part in 'qkv']))
             rearranged[f'{attn}qkv.weight'] = 'q, k, v joined'
         elif leaf in ('k.weight', 'v.weight') and f'{attn}q.weight' in parts:
             continue
         elif leaf == 'qkv.bias' and layout.name == 'torchvision':
-            weights[f'{attn}q_bias'], weights[f'{attn}v_bias'] = _without_key_bias(name, value)
+            for part, bias in zip('qv', _without_key_bias(name, value)):
+                put(f'{attn}{part}_bias', bias)
             rearranged |= dict.fromkeys(
                 (f'{attn}q_bias', f'{attn}v_bias'), 'key bias dropped, which the forward pass zeroes'
             )
         elif layout.unfolded and name.endswith('downsample.reduction.weight'):
-            weights[name] = _from_unfolded(name, value)
+            put(name, _from_unfolded(name, value))
             rearranged[name] = 'neighbours reordered'
-        elif name in ('norm.weight', 'norm.bias'):
-            weights[name.replace('norm', f'norm{last}')] = value
         else:
-            weights[name] = value
+            put(name, value)
     return weights, rearranged
+
+
+def _check_kind(name, value, floating=True):
+    """Check that a tensor is dense and has values, by default floating-point ones."""
+    if value.layout != torch.strided or value.is_meta or (floating and not value.is_floating_point()):
+        raise CheckpointError(f'{name} is {value.dtype} ({value.layout}), not floating-point numbers')
 
 
 def _joined(name, parts):
     """(3C, C) of three (C, C)."""
-    if any(part is None or part.ndim != 2 or part.shape != parts[0].shape for part in parts):
-        raise CheckpointError(f'{name} and those of k and v are not three of one shape: the file is damaged')
+    kinds = {None if part is None else (part.shape, part.dtype) for part in parts}
+    if len(kinds) > 1 or parts[0].ndim != 2:
+        raise CheckpointError(f'{name} and those of k and v are not three of one shape and dtype: the file is damaged')
     return torch.cat(parts)
 
 

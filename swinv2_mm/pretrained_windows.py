@@ -121,10 +121,10 @@ def _windows_of_table(name, table):
         return 1, 1
     table = table.double().view(side, side, 2)
     corner = table[-1, -1, 0].item()
-    if 0 < corner < 4:  # 4 would be a window 512 times as large as the pretrained one
+    if 1e-4 < corner < 4:  # windows from thousands of times smaller to 512 times larger than the pretrained one
         pretrained = 1 + round(8 * (window - 1) / (2 ** (3 * corner) - 1))
         precise = log_spaced_coordinates(window, window, pretrained, dtype=torch.float64)
-        if pretrained > 1 and torch.allclose(table, precise, rtol=1 / 128, atol=1e-4):  # bfloat16 at worst
+        if pretrained > 1 and torch.allclose(table, precise, rtol=1 / 128, atol=1e-4 * corner):  # bfloat16 at worst
             return pretrained, window
     linear = linear_spaced_coordinates(window, window, window, dtype=torch.float64)
     kind = 'linear-spaced' if torch.allclose(table / table.abs().max(), linear, atol=0.01) else 'not log-spaced'
