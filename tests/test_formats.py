@@ -33,22 +33,8 @@ SETTINGS = [
 ]
 
 
-def build_timm(libraries, window, pretrained, image):
-    return libraries.timm.models.swin_transformer_v2.SwinTransformerV2(
-        img_size=image,
-        embed_dim=16,
-        depths=DEPTHS,
-        num_heads=HEADS,
-        window_size=window,
-        pretrained_window_sizes=pretrained,
-        num_classes=3,
-    )
-
-
-def build_timm_features(libraries, window, pretrained, image):
-    return libraries.timm.create_model(
-        'swinv2_tiny_window8_256',
-        features_only=True,
+def timm_arguments(window, pretrained, image):
+    return dict(
         img_size=image,
         embed_dim=16,
         depths=DEPTHS,
@@ -56,6 +42,14 @@ def build_timm_features(libraries, window, pretrained, image):
         window_size=window,
         pretrained_window_sizes=pretrained,
     )
+
+
+def build_timm(libraries, *setting):
+    return libraries.timm.create_model('swinv2_tiny_window8_256', num_classes=3, **timm_arguments(*setting))
+
+
+def build_timm_features(libraries, *setting):
+    return libraries.timm.create_model('swinv2_tiny_window8_256', features_only=True, **timm_arguments(*setting))
 
 
 def build_transformers(kind):
