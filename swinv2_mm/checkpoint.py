@@ -158,11 +158,11 @@ def read_weights(source: str | os.PathLike | Mapping) -> tuple[Converted, Traine
         arguments = infer_arguments(converted.weights)
         if arguments is None:  # incomplete: the rest tells nothing, and fits no backbone
             return converted, TrainedWindows()
-        num_stages = len(parse_arch(arguments['arch']).depths)
+        arch = parse_arch(arguments['arch'])
         if arguments['position_bias'] == 'parameterized':
-            return converted, _windows_of_parameterized(converted.weights, num_stages)
+            return converted, _windows_of_parameterized(converted.weights, len(arch.depths))
         path = None if isinstance(source, Mapping) else local_path(source)
-        return converted, infer_windows(stated, converted.tables, path, num_stages, arguments['patch_size'])
+        return converted, infer_windows(stated, converted.tables, path, arch, arguments['patch_size'])
 
 
 def check_complete(converted: Converted, windows: TrainedWindows) -> dict:
@@ -180,8 +180,10 @@ def check_complete(converted: Converted, windows: TrainedWindows) -> dict:
         raise CheckpointError(
             'it lacks weights that tell its architecture, in its first block or the logit_scale of a stage'
         )
-    shapes = parameter_shapes(**arguments, window_size=windows.window_size)
     arch = parse_arch(arguments['arch'])
+    if windows.pretrained_window_sizes and len(windows.pretrained_window_sizes) != len(arch.depths):
+        raise CheckpointError(f'it has {len(arch.depths)} stages and the windows {windows.pretrained_window_sizes}')
+    shapes = parameter_shapes(**arguments, window_size=windows.window_size)
     for i in range(len(arch.depths)):
         if any(name.startswith(f'norm{i}.') for name in weights):
             shapes |= dict.fromkeys((f'norm{i}.weight', f'norm{i}.bias'), (arch.embed_dims * 2**i,))

@@ -18,6 +18,7 @@ import torch
 from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
 
+HASH_IN_NAME = re.compile(r'-(?!\d+\.)([0-9a-f]{8,64})\.\w+$')  # digits alone are a date or a number of iterations
 SUFFIXES = ('.safetensors', '.pth', '.bin')  # that we write; .bin is what transformers calls a .pth
 
 
@@ -72,13 +73,18 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
         raise CheckpointError(f'checkpoint {path} is a folder: name the file of weights in it')
     if not os.path.isfile(path):
         raise CheckpointError(f'checkpoint {path} does not exist or is no file')
+    cure = 'download or save it again' if path == os.fspath(source) else 'delete it, and it is downloaded again'
+    return _read(path, cure)
+
+
+def _read(path, cure):
+    """What a file holds. If it is damaged the error tells the cure."""
     try:
         if _is_safetensors(path):
-            checkpoint = safetensors.torch.load_file(path)
-        else:
-            _check_zip(path)
-            with torch.serialization.safe_globals(SETTINGS_GLOBALS):
-                checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+            return safetensors.torch.load_file(path)
+        _check_zip(path)
+        with torch.serialization.safe_globals(SETTINGS_GLOBALS):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror or error}') from error
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
@@ -91,7 +97,6 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
         reason = (str(error) or type(error).__name__).split('\n')[0]
         if isinstance(error, pickle.UnpicklingError):  # PyTorch's text advises to read it with weights_only=False
             reason = 'it is no file of tensors'
-        cure = 'download or save it again' if path == os.fspath(source) else 'delete it, and it is downloaded again'
         raise CheckpointError(f'checkpoint {path} is truncated or no checkpoint ({reason}): {cure}') from None
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a state dict')
@@ -158,7 +163,7 @@ def _check_zip(path):
         with zipfile.ZipFile(path) as file:
             damaged = next((entry.filename for entry in file.infolist() if entry.external_attr & 0x10), file.testzip())
         if damaged:
-            raise zipfile.BadZipFile(f'the checksum of {damaged} is wrong')
+            raise zipfile.BadZipFile(f'{damaged} in it is damaged')
 
 
 def _is_safetensors(path):
@@ -169,25 +174,52 @@ def _is_safetensors(path):
 
 def _download(url):
     """Path of the downloaded file in the cache of `torch.hub`; one process of a node downloads, the others wait."""
-    path = os.path.join(torch.hub.get_dir(), 'checkpoints', cached_name(url))
-    digest = re.search(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$', path)  # eight digits of a date are none
     try:
+        path = os.path.join(torch.hub.get_dir(), 'checkpoints', cached_name(url))
         if os.environ.get('LOCAL_RANK', '0') == '0' and not os.path.exists(path):
-            print_log(f'Downloading {url} to {path}', logger='current')
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            torch.hub.download_url_to_file(url, path, hash_prefix=digest and digest[1], progress=True)
-    except (OSError, HTTPException, RuntimeError, ValueError) as error:  # RuntimeError: the hash is another
+            _fetch(url, path)
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(
             f'cannot download {url} ({error}): download it on a machine with network, for example with '
             f'"wget {url}", and pass the file (tools/train.py: --checkpoint FILE, or none to start from scratch)'
         ) from error
-    barrier()
+    finally:
+        barrier()  # also where it failed: nobody waits for the process that did
     return path
 
 
+def _fetch(url, path):
+    """Download a file, and give it its name once it is known to be whole: `torch.hub` does not count its bytes."""
+    print_log(f'Downloading {url} to {path}', logger='current')
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    digest = HASH_IN_NAME.search(path)
+    partial = f'{path}.{os.getpid()}.partial'
+    try:
+        torch.hub.download_url_to_file(url, partial, hash_prefix=digest and digest[1], progress=True)
+        _read(partial, 'run again')
+        os.replace(partial, path)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f'{url} is not the file that its name says, {error}: run again, or take another'
+        ) from None
+    except CheckpointError as error:
+        raise CheckpointError(f'the download of {url} broke off or is no checkpoint: {error}') from None
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
 def cached_name(url: str) -> str:
-    """The name of a downloaded file in the cache: its own, or of one that hubs call the same for every model
-    (``model.safetensors``) the whole path of the URL."""
-    path = urlsplit(url).path.strip('/')
-    name = os.path.basename(path)
-    return path.replace('/', '--') if re.match(r'(pytorch_)?model\.\w+$', name) else name
+    """The name of a downloaded file in the cache: its own if it is a published one of Swin V2 or has a hash, else, as
+    for ``epoch_12.pth`` and ``model.safetensors``, with the host and the folders of the URL.
+
+    Raises:
+        ValueError: it is no URL.
+    """
+    parts = urlsplit(url)
+    name = os.path.basename(parts.path)
+    if re.match(r'swin_?v2', name) or HASH_IN_NAME.search(name):
+        return name
+    return f'{parts.hostname}{parts.path}'.replace('/', '--')

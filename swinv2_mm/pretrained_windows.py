@@ -11,6 +11,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from .arch import ARCHS, Arch
 from .files import CheckpointError
 from .position_bias import linear_spaced_coordinates, log_spaced_coordinates
 
@@ -31,18 +32,18 @@ def infer_windows(
     stated: Tensor | None,
     tables: Mapping[str, Tensor],
     source: str | os.PathLike | None,
-    num_stages: int,
+    arch: Arch,
     patch_size: int,
 ) -> TrainedWindows:
     """The windows of a checkpoint, by what it holds, else by its name, else by the ``config.json`` beside it.
 
-    If the name contradicts what the file holds, a warning is logged.
+    Where two of them differ, a warning is logged.
 
     Args:
         stated (Tensor, optional): the buffer ``pretrained_windows`` of our own checkpoints.
         tables (Mapping): the ``relative_coords_table`` buffers, by their names in the official layout.
         source (str, optional): path of the file.
-        num_stages (int), patch_size (int): of the checkpoint.
+        arch (Arch), patch_size (int): of the checkpoint.
 
     Returns:
         TrainedWindows: empty if nothing says them.
@@ -50,31 +51,39 @@ def infer_windows(
     Raises:
         CheckpointError: the buffer or a table is damaged.
     """
-    held = TrainedWindows()
-    if stated is not None:
-        held = TrainedWindows(_check_stated(stated, num_stages), origin='pretrained_windows in the file')
-    elif tables:
-        held = windows_from_tables(tables, num_stages)
-    named = windows_from_name(os.path.basename(source), num_stages, patch_size) if source else TrainedWindows()
-    if held.origin and named.origin and held.pretrained_window_sizes != named.pretrained_window_sizes:
-        print_log(
-            f'{held.origin} says that {source} was trained with windows {held.pretrained_window_sizes}, and its name '
-            f'says {named.pretrained_window_sizes}: the name is ignored',
-            logger='current',
-            level=logging.WARNING,
-        )
-    if held.origin or named.origin or not source:
-        return held if held.origin else named
-    return windows_from_config(os.path.join(os.path.dirname(source), 'config.json'), num_stages, patch_size)
+    num_stages = len(arch.depths)
+    says = [windows_stated(stated) if stated is not None else windows_from_tables(tables, num_stages)]
+    if source:
+        config = os.path.join(os.path.dirname(source), 'config.json')
+        says.append(windows_from_name(os.path.basename(source), num_stages, patch_size))
+        says.append(windows_from_config(config, num_stages, patch_size, arch))
+    says = [windows for windows in says if windows.origin]
+    for other in says[1:]:
+        if other.pretrained_window_sizes != says[0].pretrained_window_sizes:
+            _warn(
+                f'{says[0].origin} says that {source} was trained with windows {says[0].pretrained_window_sizes}, '
+                f'{other.origin} says {other.pretrained_window_sizes}: the former is used'
+            )
+    return says[0] if says else TrainedWindows()
 
 
-def _check_stated(stated, num_stages):
-    if stated.shape != (num_stages,) or stated.dtype != torch.int64 or (stated < 1).any():
+def _warn(message):
+    print_log(message, logger='current', level=logging.WARNING)
+
+
+def windows_stated(stated: Tensor) -> TrainedWindows:
+    """The windows in the buffer ``pretrained_windows`` of our own checkpoints, (stages,).
+
+    Raises:
+        CheckpointError: it holds no window sizes.
+    """
+    values = None if stated.is_complex() or stated.dtype == torch.bool else stated.double()  # half of a model in half
+    if values is None or stated.ndim != 1 or not ((values == values.round()) & (values >= 1) & (values < 2**16)).all():
         raise CheckpointError(
-            f'pretrained_windows in the file must be {num_stages} int64 of at least 1, got {stated.dtype} '
+            f'pretrained_windows in the file must be whole numbers from 1 on, one per stage, got {stated.dtype} '
             f'{stated.flatten()[:8].tolist()}: the file is damaged, save it again'
         )
-    return tuple(stated.tolist())
+    return TrainedWindows(tuple(map(int, values.tolist())), origin='pretrained_windows in the file')
 
 
 def windows_from_tables(tables: Mapping[str, Tensor], num_stages: int) -> TrainedWindows:
@@ -155,35 +164,64 @@ def _numbers_in(name):
     return int(window), int(new_window or window), int(image), int(new_image or image)
 
 
-def windows_from_config(path: str | os.PathLike, num_stages: int, patch_size: int = 4) -> TrainedWindows:
-    """The windows that the ``config.json`` of transformers or timm states; empty if the file is neither.
+def windows_from_config(
+    path: str | os.PathLike, num_stages: int, patch_size: int = 4, arch: Arch | None = None
+) -> TrainedWindows:
+    """The windows that the ``config.json`` of transformers or timm states.
 
-    transformers states all in fields of its own; timm by the name of the architecture, and by arguments that replace
-    what the name says. In both, a pretrained window of 0 is the window itself.
+    Empty if the file is neither, or, with a warning, if it is of another architecture than ``arch``. In both libraries
+    a pretrained window of 0 is the window itself.
     """
     try:
         with open(path, encoding='utf-8') as file:
             config = json.load(file)
-        origin = 'config.json beside the file'
-        if config.get('model_type') == 'swinv2':
-            stated = config
-        else:
-            window, new_window, image, new_image = _numbers_in(config['architecture'])
-            stated = {'window_size': new_window, 'image_size': new_image, **(config.get('model_args') or {})}
-            stated['image_size'] = stated.get('img_size', stated['image_size'])
-            if new_window != window:
-                stated.setdefault('pretrained_window_sizes', _clamped(window, image, num_stages, patch_size))
+        is_timm = 'architecture' in config
+        stated = _stated_by_timm(config, num_stages) if is_timm else _stated_by_transformers(config)
         heights, widths = (
             _clamped(window, image, num_stages, patch_size)
             for window, image in zip(_pair(stated['window_size']), _pair(stated['image_size']))
         )
-        if heights is None or (stated is not config and heights != widths):
+        if heights is None or (is_timm and heights != widths):
             return TrainedWindows()  # timm normalises rows and columns by windows of their own
         given = stated.get('pretrained_window_sizes') or (0,) * num_stages
         pretrained = tuple(_pair(given[i])[0] or heights[i] for i in range(num_stages))
+        others = _differences(stated, arch, patch_size) if arch else []
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return TrainedWindows()
-    return TrainedWindows(pretrained, heights, origin)
+    if others:
+        _warn(f'{path} describes another model than the checkpoint ({", ".join(others)}), and is ignored')
+        return TrainedWindows()
+    return TrainedWindows(pretrained, heights, 'config.json beside the file')
+
+
+def _stated_by_transformers(config):
+    config = config.get('backbone_config') or config  # of a detector or segmentor
+    return config if config.get('model_type') == 'swinv2' else {}
+
+
+def _stated_by_timm(config, num_stages):
+    """What the name of an architecture says, and the arguments that replace it, under the names of transformers."""
+    window, new_window, image, new_image = _numbers_in(config['architecture'])
+    stated = {'window_size': new_window, 'image_size': new_image}
+    if new_window != window:
+        stated['pretrained_window_sizes'] = _clamped(window, image, num_stages, 4)
+    for size, arch in ARCHS.items():
+        if f'_{size}_' in config['architecture']:
+            stated |= {'embed_dim': arch.embed_dims, 'depths': arch.depths, 'num_heads': arch.num_heads}
+    arguments = config.get('model_args') or {}
+    return stated | arguments | {'image_size': arguments.get('img_size', new_image)}
+
+
+def _differences(stated, arch, patch_size):
+    """What a config states of the architecture, and the weights show otherwise."""
+    actual = {
+        'embed_dim': arch.embed_dims,
+        'depths': arch.depths,
+        'num_heads': arch.num_heads,
+        'patch_size': patch_size,
+    }
+    stated = {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
+    return [f'{key} {stated[key]}' for key in actual if key in stated and stated[key] != actual[key]]
 
 
 def _pair(size):

@@ -218,7 +218,9 @@ def right_windows(layout, prefix, theirs, num_stages):
     """The pretrained windows that a checkpoint says; None if nothing or nothing consistent does."""
     stated = theirs.get(f'{prefix}pretrained_windows')
     if layout == 'swinv2_mm' and isinstance(stated, torch.Tensor):
-        return tuple(stated.tolist()) if stated.dtype == torch.int64 and (stated >= 1).all() else None
+        if stated.is_meta or stated.dtype == torch.bool or stated.is_complex() or stated.ndim != 1:
+            return None
+        return tuple(stated.tolist()) if (stated >= 1).all() and (stated % 1 == 0).all() else None
     found = []
     for i in range(num_stages):
         stem = re.escape(prefix + LAYOUTS[layout].block.format(i=i, odd=2 * i + 1, j='J')).replace('J', r'\d+')
@@ -609,7 +611,7 @@ REFUSED = {
     'sparse windows': ('swinv2_mm', change('pretrained_windows', torch.Tensor.to_sparse)),
     'windows of no tokens': ('swinv2_mm', change('pretrained_windows', lambda windows: windows - 3)),
     'negative windows': ('swinv2_mm', change('pretrained_windows', torch.Tensor.neg)),
-    'windows that are no integers': ('swinv2_mm', change('pretrained_windows', torch.Tensor.float)),
+    'windows that are no whole numbers': ('swinv2_mm', change('pretrained_windows', lambda windows: windows + 0.5)),
     'a window too many': ('swinv2_mm', change('pretrained_windows', lambda windows: windows[[0, 0, 1]])),
     'windows without data': ('swinv2_mm', change('pretrained_windows', lambda windows: windows.to('meta'))),
     'heads that do not divide channels': ('official', change('logit_scale', lambda scale: scale[:1].expand(3, 1, 1))),

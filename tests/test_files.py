@@ -408,9 +408,9 @@ def test_a_name_with_the_right_hash_is_downloaded(server, tmp_path, digits):
 
 
 def test_a_file_with_another_hash_than_its_name_says_is_not_kept(server, tmp_path):
-    serve(tmp_path, 'x-01234567.pth')
-    message = error_of(read_checkpoint, f'{server.url}/x-01234567.pth')
-    assert f'cannot download {server.url}/x-01234567.pth (invalid hash value (expected "01234567", got "' in message
+    serve(tmp_path, 'x-0123456a.pth')
+    message = error_of(read_checkpoint, f'{server.url}/x-0123456a.pth')
+    assert message.startswith(f'{server.url}/x-0123456a.pth is not the file that its name says, invalid hash value (')
     assert cached(tmp_path) == []
 
 
@@ -419,6 +419,7 @@ def test_a_file_with_another_hash_than_its_name_says_is_not_kept(server, tmp_pat
     [
         'x-20231105.pth',
         'x_20220803-19991231.pth',
+        'x-00012000.pth',
         'swinv2-tiny-patch4-window8-256.pth',
         'x-0123456.pth',
         'x-abcdefgh.pth',
@@ -427,7 +428,7 @@ def test_a_file_with_another_hash_than_its_name_says_is_not_kept(server, tmp_pat
 def test_what_is_no_hash_is_not_taken_for_one(server, tmp_path, name):
     serve(tmp_path, name, 4.0)
     assert read_checkpoint(f'{server.url}/{name}')['w'][0] == 4
-    assert cached(tmp_path) == [name]
+    assert cached(tmp_path) == [name if name.startswith('swinv2') else f'127.0.0.1--{name}']
 
 
 def test_a_file_that_is_not_there_is_one_clear_line(server, tmp_path):
@@ -437,21 +438,21 @@ def test_a_file_that_is_not_there_is_one_clear_line(server, tmp_path):
     assert cached(tmp_path) == []
 
 
-@pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
+@pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin', 'epoch_12.pth', 'best.pth'])
 def test_files_that_hubs_call_the_same_are_told_apart(server, tmp_path, name):
     for model, value in (('a', 1.0), ('b', 2.0)):
         serve(tmp_path, f'{model}/resolve/main/{name}', value)
     for _ in range(2):
         for model, value in (('a', 1.0), ('b', 2.0)):
             assert read_checkpoint(f'{server.url}/{model}/resolve/main/{name}')['w'][0] == value
-    assert cached(tmp_path) == [f'{model}--resolve--main--{name}' for model in 'ab']
+    assert cached(tmp_path) == [f'127.0.0.1--{model}--resolve--main--{name}' for model in 'ab']
     assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
 def test_a_truncated_file_in_the_cache_is_named_and_downloaded_again_once_deleted(server, tmp_path, suffix):
-    serve(tmp_path, f'x{suffix}', 5.0)
-    url, file = f'{server.url}/x{suffix}', tmp_path / 'hub' / 'checkpoints' / f'x{suffix}'
+    serve(tmp_path, f'swinv2{suffix}', 5.0)
+    url, file = f'{server.url}/swinv2{suffix}', tmp_path / 'hub' / 'checkpoints' / f'swinv2{suffix}'
     read_checkpoint(url)
     file.write_bytes(file.read_bytes()[:1000])
     message = error_of(read_checkpoint, url)
@@ -465,9 +466,21 @@ def test_a_truncated_file_in_the_cache_is_named_and_downloaded_again_once_delete
 @pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
 def test_a_download_that_breaks_off_is_one_clear_line(server, tmp_path, suffix):
     serve(tmp_path, f'cut/x{suffix}')
-    error_of(read_checkpoint, f'{server.url}/cut/x{suffix}')
-    for file in (tmp_path / 'hub' / 'checkpoints').iterdir():
-        assert f'checkpoint {file} is truncated' in error_of(read_checkpoint, f'{server.url}/cut/x{suffix}')
+    for _ in range(2):
+        message = error_of(read_checkpoint, f'{server.url}/cut/x{suffix}')
+        assert message.startswith(f'the download of {server.url}/cut/x{suffix} broke off or is no checkpoint: ')
+        assert cached(tmp_path) == []
+
+
+def test_a_page_instead_of_a_file_is_not_kept(server, tmp_path):
+    (tmp_path / 'served' / 'swinv2.pth').write_text('<html>Please log in</html>')
+    assert 'broke off or is no checkpoint' in error_of(read_checkpoint, f'{server.url}/swinv2.pth')
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize('url', ['http://[::1/x.pth', 'http://'])
+def test_what_is_no_url_is_one_clear_line(server, url):
+    assert error_of(read_checkpoint, url).startswith(f'cannot download {url} (')
 
 
 def test_without_network_the_error_says_how_to_get_the_file(monkeypatch, tmp_path):

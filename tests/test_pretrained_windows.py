@@ -13,6 +13,10 @@ from swinv2_mm import CheckpointError, load_pretrained
 from swinv2_mm.pretrained_windows import TrainedWindows, windows_from_config, windows_from_name, windows_from_tables
 
 SMALL = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+TIMM_CONFIG = {
+    'architecture': 'swinv2_tiny_window16_256',
+    'model_args': {'embed_dim': 8, 'depths': [1, 1, 1, 1], 'num_heads': [1, 1, 1, 1]},
+}
 TABLE = 'layers.0.blocks.0.attn.relative_coords_table'
 
 
@@ -268,7 +272,7 @@ OTHER_CONTENT = [
     '{"model_type": "swin", "window_size": 7, "image_size": 224}',
     '{"model_type": ["swinv2"]}',
     '{"model_type": "swinv2"}',
-    '{"model_type": "upernet", "backbone_config": {"model_type": "swinv2", "window_size": 8, "image_size": 256}}',
+    '{"model_type": "upernet", "backbone_config": {"model_type": "swin", "window_size": 8, "image_size": 256}}',
     '{"architecture": "resnet50"}',
     '{"architecture": "swinv2_cr_tiny_ns_224"}',
     '{"architecture": "swinv2_tiny_window0_256"}',
@@ -376,12 +380,49 @@ def test_the_argument_goes_before_the_tables_these_before_the_name_and_it_before
 
 
 def test_a_config_beside_a_file_without_a_folder_in_its_name_is_found(build_small, save, config, monkeypatch):
-    monkeypatch.chdir(config({'architecture': 'swinv2_tiny_window16_256'}).parent)
+    monkeypatch.chdir(config(TIMM_CONFIG).parent)
     assert load_pretrained(build_small(arch=SMALL), save().name).pretrained_window_sizes == (16, 16, 16, 8)
 
 
+def test_the_config_of_a_segmentor_of_transformers_states_the_windows_of_its_backbone(config):
+    backbone = {
+        'model_type': 'swinv2',
+        'window_size': 16,
+        'image_size': 256,
+        'pretrained_window_sizes': [12, 12, 12, 6],
+    }
+    path = config({'model_type': 'upernet', 'backbone_config': backbone})
+    assert windows_from_config(path, 4)[:2] == ((12, 12, 12, 6), (16, 16, 16, 8))
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        {'architecture': 'swinv2_tiny_window16_256'},
+        {**TIMM_CONFIG, 'model_args': {**TIMM_CONFIG['model_args'], 'depths': [1, 1, 2, 1]}},
+        {'model_type': 'swinv2', 'window_size': 16, 'image_size': 256, 'embed_dim': 96},
+        {'model_type': 'swinv2', 'window_size': 16, 'image_size': 256, 'num_heads': [1, 1, 1, 2]},
+        {'model_type': 'swinv2', 'window_size': 16, 'image_size': 256, 'patch_size': 2},
+    ],
+)
+def test_the_config_of_another_model_is_ignored_with_a_warning(build_small, save, config, warnings, content):
+    config(content)
+    with pytest.raises(CheckpointError, match='pass pretrained_window_sizes'):
+        load_pretrained(build_small(arch=SMALL), save())
+    assert ['another model' in text for _, text in warnings] == [True]
+
+
+def test_a_config_that_contradicts_the_name_is_ignored_with_a_warning(build_small, save, config, warnings):
+    config(TIMM_CONFIG)
+    backbone = build_small(arch=SMALL)
+    load_pretrained(backbone, save('swinv2_window12_192.pth'))
+    assert backbone.pretrained_window_sizes == (12, 12, 12, 6)
+    ((_, text),) = warnings
+    assert 'config.json beside the file says (16, 16, 16, 8): the former is used' in text
+
+
 def test_a_state_dict_has_neither_name_nor_config(build_small, save, config, monkeypatch):
-    monkeypatch.chdir(config({'architecture': 'swinv2_tiny_window16_256'}).parent)
+    monkeypatch.chdir(config(TIMM_CONFIG).parent)
     state_dict = torch.load(save(tables=TABLES))['model']
     assert load_pretrained(build_small(arch=SMALL), state_dict).pretrained_window_sizes == (12, 12, 12, 6)
     state_dict = {name: value for name, value in state_dict.items() if not name.endswith('coords_table')}
