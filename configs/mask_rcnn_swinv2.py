@@ -22,6 +22,7 @@ optim_wrapper = dict(
         custom_keys=dict(
             _delete_=True,
             cpb_mlp=dict(decay_mult=0.0),
+            relative_position_bias_table=dict(decay_mult=0.0),
             logit_scale=dict(decay_mult=0.0),
             norm=dict(decay_mult=0.0),
         )

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .arch import POSITION_BIASES, has_extra_norm, parse_arch
 from .attention import WindowAttention
 from .checkpoint import load_pretrained
+from .pretrained_windows import windows_from_tables, windows_stated
 from .windows import Windows, partition
 
 
@@ -292,7 +293,8 @@ class SwinTransformerV2(BaseModule):
     def set_window_size(self, window_size: int | Sequence[int]):
         """Attend in other windows from now on. Parameters and ``pretrained_window_sizes`` stay.
 
-        With ``position_bias='parameterized'`` the tables are resized; do it before an optimizer takes them.
+        With ``position_bias='parameterized'`` the tables are resized, which loses some of them; do it before an
+        optimizer takes them.
 
         Args:
             window_size (int | Sequence[int]): window size in tokens, one for all stages or one per stage.
@@ -327,7 +329,7 @@ class SwinTransformerV2(BaseModule):
         if self.init_cfg is not None:
             load_pretrained(self, *self.pretrained_source())
 
-    def pretrained_source(self) -> tuple[str, tuple[str, ...]]:
+    def pretrained_source(self) -> tuple[str, str | Sequence[str]]:
         """The path or URL that ``init_cfg`` names, and its ``allow_missing``.
 
         Raises:
@@ -340,7 +342,7 @@ class SwinTransformerV2(BaseModule):
                 "init_cfg must be None or dict(type='Pretrained', checkpoint=PATH_OR_URL), optionally with "
                 f'allow_missing=[NAME, ...], got {self.init_cfg!r}'
             )
-        return cfg['checkpoint'], tuple(cfg.get('allow_missing', ()))
+        return cfg['checkpoint'], cfg.get('allow_missing', ())
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -371,25 +373,34 @@ class SwinTransformerV2(BaseModule):
                 nn.init.zeros_(module.norm2.weight)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        # A file without the buffer, one of another implementation, lacks nothing: the windows stay as they are.
-        key = f'{prefix}pretrained_windows'
-        loaded = state_dict.get(key)
-        own = self.pretrained_window_sizes
-        if self.position_bias == 'parameterized':
-            loaded = None  # the shapes of the tables say it
-        if loaded is not None and len(loaded) == len(own) and tuple(loaded.tolist()) != own:
-            loaded = tuple(loaded.tolist())
-            if self.pretrained_windows_given:
-                print_log(
-                    f'the checkpoint was trained with pretrained_window_sizes={loaded}, the argument says {own}: '
-                    'the argument is used, and the position bias is wrong unless it is right',
-                    logger='current',
-                    level=logging.WARNING,
-                )
-            else:
-                self._set_pretrained_window_sizes(loaded)
-        state_dict[key] = torch.tensor(self.pretrained_window_sizes)
+        loaded, own = self._windows_in(state_dict, prefix), self.pretrained_window_sizes
+        if loaded is None and not self.pretrained_windows_given:
+            _warn(f'the state dict does not say the windows it was trained with: pretrained_window_sizes stays {own}')
+        elif loaded is not None and loaded != own and self.pretrained_windows_given:
+            _warn(
+                f'the checkpoint says pretrained_window_sizes={loaded}, the argument says {own}: '
+                'the argument is used, and the position bias is wrong unless it is right'
+            )
+        elif loaded is not None and loaded != own:
+            self._set_pretrained_window_sizes(loaded)
+        state_dict[f'{prefix}pretrained_windows'] = torch.tensor(self.pretrained_window_sizes)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _windows_in(self, state_dict, prefix):
+        """The windows that a state dict says it was trained with, ours or an official one; None if it does not."""
+        if self.position_bias == 'parameterized':
+            return self.pretrained_window_sizes  # loading resizes the tables
+        stated = state_dict.get(f'{prefix}pretrained_windows')
+        if stated is not None:
+            windows = windows_stated(stated).pretrained_window_sizes
+            return windows if len(windows) == len(self.layers) else None
+        names = [name for name in state_dict if name.startswith(prefix) and name.endswith('relative_coords_table')]
+        tables = {name[len(prefix) :]: state_dict[name] for name in names}
+        return windows_from_tables(tables, len(self.layers)).pretrained_window_sizes
+
+
+def _warn(message):
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 def _per_stage(name, sizes, num_stages):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .arch import infer_arguments, parameter_shapes, parse_arch
 from .files import CheckpointError, local_path, read_checkpoint
-from .formats import Converted, convert, unwrap
+from .formats import Converted, convert
 from .position_bias import resize_table, table_window
 from .pretrained_windows import TrainedWindows, infer_windows
 
@@ -28,6 +28,7 @@ class LoadReport(NamedTuple):
 
     source: str  # the path or URL
     format: str  # official, SimMIM, timm, timm features_only, transformers, torchvision, mmpretrain or swinv2_mm
+    place: str  # where in the checkpoint the weights were, e.g. state_dict/backbone.
     loaded: tuple[str, ...]  # names in the backbone whose values are those of one tensor of the file
     converted: dict[str, str]  # names in the backbone whose values were rearranged: how
     left_out: dict[str, str]  # names in the file that the backbone does not get: why
@@ -52,7 +53,8 @@ class LoadReport(NamedTuple):
         for title, names in (('loaded', self.loaded), ('converted', self.converted), ('left out', self.left_out)):
             lines.append(f'{title.ljust(widths[0])}  {_count(names)}')
         lines.append(f'{"initial".ljust(widths[0])}  {_count(self.initial)}')
-        return '\n'.join([f'Loaded {self.source} (format: {self.format})', *(f'  {line}' for line in lines)])
+        place = f', found at {self.place}' if self.place else ''
+        return '\n'.join([f'Loaded {self.source} (format: {self.format}{place})', *(f'  {line}' for line in lines)])
 
 
 def _count(names):
@@ -69,7 +71,7 @@ def _count(names):
 def load_pretrained(
     backbone: nn.Module,
     source: str | os.PathLike | Mapping,
-    allow_missing: Sequence[str] = (),
+    allow_missing: str | Sequence[str] = (),
 ) -> LoadReport:
     """Load weights of any published layout into the backbone, and log a report.
 
@@ -81,9 +83,9 @@ def load_pretrained(
     Args:
         backbone (SwinTransformerV2): the backbone to load into.
         source (str | Mapping): a path, a URL or a state dict.
-        allow_missing (Sequence[str]): names of parameters or modules of the backbone that may stay at their initial
-            value if the file lacks them or has them in another shape, e.g. ``patch_embed.proj`` for an image of other
-            than three channels.
+        allow_missing (str | Sequence[str]): names of parameters or modules of the backbone that may stay at their
+            initial value if the file lacks them or has them in another shape, e.g. ``patch_embed.proj`` for an image of
+            other than three channels. The patch embedding must be there in some shape: it tells the layout.
 
     Returns:
         LoadReport: what was loaded, converted, left out and left as it was, and the windows.
@@ -101,7 +103,7 @@ def load_pretrained(
 def fit_pretrained(
     backbone: nn.Module,
     source: str | os.PathLike | Mapping,
-    allow_missing: Sequence[str] = (),
+    allow_missing: str | Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Read the weights that `load_pretrained` loads, and check that they fit; changes nothing.
 
@@ -114,9 +116,10 @@ def fit_pretrained(
         raise TypeError(
             f'load_pretrained loads into a SwinTransformerV2, got {type(backbone).__name__}: pass model.backbone'
         )
+    allowed = (allow_missing,) if isinstance(allow_missing, str) else tuple(allow_missing)
     converted, windows = read_weights(source)
     with naming(source):
-        weights, rearranged, left_out, initial = _fit(backbone, converted, tuple(allow_missing))
+        weights, rearranged, left_out, initial = _fit(backbone, converted, allowed)
         if backbone.position_bias != 'parameterized':
             if len(windows.pretrained_window_sizes or ()) == len(backbone.window_size):
                 weights['pretrained_windows'] = torch.tensor(windows.pretrained_window_sizes)
@@ -130,6 +133,7 @@ def fit_pretrained(
     return weights, LoadReport(
         source=_label(source),
         format=converted.format,
+        place=converted.place,
         loaded=tuple(name for name in weights if name not in rearranged and name != 'pretrained_windows'),
         converted=rearranged,
         left_out=left_out,
@@ -153,7 +157,7 @@ def read_weights(source: str | os.PathLike | Mapping) -> tuple[Converted, Traine
     """
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
     with naming(source):
-        converted = convert(unwrap(checkpoint))
+        converted = convert(checkpoint)
         stated = converted.weights.pop('pretrained_windows', None)
         arguments = infer_arguments(converted.weights)
         if arguments is None:  # incomplete: the rest tells nothing, and fits no backbone
@@ -233,7 +237,7 @@ def _fit(backbone, converted, allow_missing):
             value = _resized(value, _table_window(own[name]))
             rearranged[name] = 'table resized bicubically'
         if name in own and value.shape != own[name].shape and _is_in(name, allow_missing):
-            left_out[converted.names.get(name, name)] = f'of shape {tuple(value.shape)}, which allow_missing allows'
+            left_out[converted.names.get(name, name)] = 'of another shape, which allow_missing allows'
             continue
         weights[name] = value
     initial = _find_initial(own, weights, allow_missing)
@@ -252,7 +256,7 @@ def _find_initial(own, weights, allow_missing):
             continue
         norm = name.split('.')[0]
         if norm.startswith('norm') and not any(other.startswith(f'{norm}.') for other in weights):
-            initial[name] = 'output norm'
+            initial[name] = 'output norm that the file does not have'
         elif _is_in(name, allow_missing):
             initial[name] = 'allowed by allow_missing'
     return initial
@@ -289,7 +293,10 @@ def _check_names(shapes, weights, ours):
 
 def _check_values(name, value, dtype):
     """Check that a weight is finite in the dtype that it is loaded to."""
-    if not value.to(dtype).isfinite().all():
+    values = value.to(dtype)
+    if dtype.itemsize < 4:
+        values = values.float()  # isfinite knows no float8
+    if not values.isfinite().all():
         raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')
 
 

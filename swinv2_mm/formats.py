@@ -16,10 +16,12 @@ from .arch import infer_arguments, parse_arch
 from .files import CheckpointError
 from .position_bias import log_spaced_coordinates
 
-WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'ema_state_dict', 'module')
+# Averaged weights first; mmengine's EMA hook saves them as state_dict, and the plain ones as ema_state_dict.
+WRAPPERS = ('state_dict_ema', 'model_ema', 'ema_model', 'ema', 'state_dict', 'ema_state_dict', 'model', 'module')
+SIMMIM = 'for SimMIM pre-training'
 LEFT_OUT = (  # names in our layout that are not of the backbone
     (re.compile(r'(relative_coords_table|relative_position_index|attn_mask)$'), 'computed anew'),
-    (re.compile(r'^(mask_token$|decoder\.)'), 'for SimMIM pre-training'),
+    (re.compile(r'^mask_token$'), SIMMIM),
     (re.compile(r'^(head|classifier)\.'), 'classifier'),
 )
 OUTSIDE = 'outside the backbone'
@@ -34,6 +36,7 @@ class Format(NamedTuple):
     parts: Mapping[str, str] = MappingProxyType({})  # parts of dotted names, theirs to ours
     downsample_first: bool = False  # patch merging belongs to the stage that follows it
     unfolded: bool = False  # patch merging takes its neighbours from nn.Unfold
+    joint_bias: bool = False  # one bias of queries, keys and values, whose key part the forward pass zeroes
 
 
 TRANSFORMERS = {
@@ -79,8 +82,10 @@ FORMATS = (  # the first that fits
     Format('timm', 'patch_embed.proj.weight', r'layers\.\d+\.downsample\.', downsample_first=True),
     Format('timm features_only', 'patch_embed.proj.weight', r'layers_\d+\.', TIMM_FEATURES, downsample_first=True),
     Format('transformers', 'embeddings.patch_embeddings.projection.weight', r'encoder\.layers\.', TRANSFORMERS),
-    Format('torchvision', 'features.0.0.weight', r'features\.1\.', TORCHVISION),
-    Format('mmpretrain', 'patch_embed.projection.weight', r'stages\.', MMPRETRAIN, True, True),
+    Format('torchvision', 'features.0.0.weight', r'features\.1\.', TORCHVISION, joint_bias=True),
+    Format(
+        'mmpretrain', 'patch_embed.projection.weight', r'stages\.', MMPRETRAIN, downsample_first=True, unfolded=True
+    ),
 )
 
 
@@ -93,19 +98,24 @@ class Converted(NamedTuple):
     rearranged: dict[str, str]  # our name of each weight that is not just one of the file: what was done
     left_out: dict[str, str]  # name in the file: why
     names: dict[str, str]  # our name: name in the file
+    place: str  # where in the checkpoint they were: keys of dicts, and the prefix of all names
 
 
-def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
+def unwrap(checkpoint: Mapping) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a checkpoint, out of the dicts that training code wraps them in; averaged weights before plain.
 
-    mmengine's EMA hook saves the averaged weights as ``state_dict``.
+    Returns:
+        tuple: the tensors by name, and the keys of the dicts around them, from the outside.
 
     Raises:
         CheckpointError: there are none.
     """
+    wrappers = []
     for _ in range(4):  # deeper than anybody nests them; a file could nest them in a circle
-        wrapper = next((name for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping)), None)
-        checkpoint = checkpoint[wrapper] if wrapper else checkpoint
+        wrapper = next((name for name in WRAPPERS if _may_hold_tensors(checkpoint.get(name))), None)
+        if wrapper:
+            checkpoint = checkpoint[wrapper]
+            wrappers.append(wrapper)
     tensors = {
         name: value.detach()
         for name, value in checkpoint.items()
@@ -114,7 +124,11 @@ def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
     if not tensors:
         keys = ', '.join(str(name) for name in list(checkpoint)[:5]) or 'nothing'
         raise CheckpointError(f'it holds no tensors by name, but {keys}: save or pass the state dict alone')
-    return tensors
+    return tensors, wrappers
+
+
+def _may_hold_tensors(value):
+    return isinstance(value, Mapping) and any(isinstance(held, Tensor | Mapping) for held in value.values())
 
 
 def identify(state_dict: Mapping[str, Tensor]) -> tuple[Format, str]:
@@ -144,12 +158,13 @@ def identify(state_dict: Mapping[str, Tensor]) -> tuple[Format, str]:
 
 
 def _why_none(state_dict):
-    if any('logit_scale' in name for name in state_dict):
+    has_cpb = any('cpb_mlp' in name or 'continuous_position_bias_mlp' in name for name in state_dict)
+    if has_cpb and any('logit_scale' in name for name in state_dict):
         return (
             'it holds weights of a Swin V2 but no layout known for one (of the official repository, timm, '
             f'transformers, torchvision, mmpretrain or ours): {_some(state_dict)}'
         )
-    if any(name.endswith('relative_position_bias_table') for name in state_dict):
+    if any(re.search(r'(layers|stages)\.\d+\.blocks\..*relative_position_bias_table$', name) for name in state_dict):
         return "it is a Swin V1, another model: use type='SwinTransformer' of the host, or a Swin V2 checkpoint"
     return f'it is no Swin V2: {_some(state_dict)}'
 
@@ -158,23 +173,28 @@ def _some(state_dict):
     return f'its tensors are {", ".join(list(state_dict)[:3])}{" and so on" if len(state_dict) > 3 else ""}'
 
 
-def convert(state_dict: Mapping[str, Tensor]) -> Converted:
-    """Weights of any published layout in ours.
+def convert(checkpoint: Mapping) -> Converted:
+    """Weights of any published layout, as they were read, in ours.
 
     Separate queries, keys and values are joined; the key bias of torchvision, which its forward pass replaces by 0, is
     left out; the neighbours of a patch merging that uses nn.Unfold (mmpretrain) are reordered; patch mergings that
     begin a stage (timm, mmpretrain) end the one before it; the norm before a classifier is that of the last stage.
 
     Raises:
-        CheckpointError: see `identify`; or weights do not have the shapes that the layout needs.
+        CheckpointError: see `unwrap` and `identify`; or weights do not have the shapes that the layout needs.
     """
+    state_dict, wrappers = unwrap(checkpoint)
     layout, prefix = identify(state_dict)
     our_names = _our_names(state_dict, layout, prefix)
+    is_simmim = 'mask_token' in our_names.values()
     parts, tables, left_out = {}, {}, {}
     for name, value in state_dict.items():
         inside = name in our_names
         ours = our_names.get(name, name)
-        why = next((why for pattern, why in LEFT_OUT if pattern.search(ours)), None if inside else OUTSIDE)
+        if is_simmim and ours.startswith('decoder.'):
+            why = SIMMIM
+        else:
+            why = next((why for pattern, why in LEFT_OUT if pattern.search(ours)), None) if inside else OUTSIDE
         if inside and ours.endswith('relative_coords_table'):
             tables[ours] = value
         if why is not None:
@@ -185,9 +205,9 @@ def convert(state_dict: Mapping[str, Tensor]) -> Converted:
             _check_kind(name, value, floating=ours != 'pretrained_windows')
             parts[ours] = value
     weights, rearranged = _assemble(parts, layout)
-    return Converted(
-        layout.name, weights, tables, rearranged, left_out, {ours: name for name, ours in our_names.items()}
-    )
+    names = {ours: name for name, ours in our_names.items()}
+    place = '/'.join([*wrappers, *([prefix] if prefix else [])])
+    return Converted(layout.name, weights, tables, rearranged, left_out, names, place)
 
 
 def _our_names(names, layout, prefix):
@@ -205,28 +225,26 @@ def _assemble(parts, layout):
     """The weights that a backbone has, and of each that is not just one of the file what was done."""
     weights, rearranged = {}, {}
 
-    def put(ours, value):
+    def put(ours, value, how=None):
         if ours in weights:
-            raise CheckpointError(f'{name} and another tensor are both {ours}: the file is damaged')
+            raise CheckpointError(f'two tensors of it are {ours}: the file is damaged')
         weights[ours] = value
+        if how:
+            rearranged[ours] = how
 
     for name, value in parts.items():
         stem, found, leaf = name.rpartition('attn.')
         attn = stem + found
         if leaf == 'q.weight':
-            put(f'{attn}qkv.weight', _joined(name, [parts.get(f'{attn}{part}.weight') for part in 'qkv']))
-            rearranged[f'{attn}qkv.weight'] = 'q, k, v joined'
+            parts_of_qkv = [parts.get(f'{attn}{part}.weight') for part in 'qkv']
+            put(f'{attn}qkv.weight', _joined(name, parts_of_qkv), 'q, k, v joined')
         elif leaf in ('k.weight', 'v.weight') and f'{attn}q.weight' in parts:
             continue
-        elif leaf == 'qkv.bias' and layout.name == 'torchvision':
+        elif leaf == 'qkv.bias' and layout.joint_bias:
             for part, bias in zip('qv', _without_key_bias(name, value)):
-                put(f'{attn}{part}_bias', bias)
-            rearranged |= dict.fromkeys(
-                (f'{attn}q_bias', f'{attn}v_bias'), 'key bias dropped, which the forward pass zeroes'
-            )
+                put(f'{attn}{part}_bias', bias, 'key bias dropped, which the forward pass zeroes')
         elif layout.unfolded and name.endswith('downsample.reduction.weight'):
-            put(name, _from_unfolded(name, value))
-            rearranged[name] = 'neighbours reordered'
+            put(name, _from_unfolded(name, value), 'neighbours reordered')
         else:
             put(name, value)
     return weights, rearranged
@@ -267,7 +285,8 @@ def export(weights: Mapping[str, Tensor], pretrained_windows: tuple[int, ...], t
         weights (Mapping): in our layout, complete.
         pretrained_windows (tuple[int]): per stage. For ``official`` they go into the tables of coordinates; for the
             others see `export_config`.
-        to (str): official, timm or transformers.
+        to (str): official, timm or transformers. timm gets a norm of the last stage at its initial value if there is
+            none.
 
     Raises:
         CheckpointError: the other implementation cannot compute this backbone.
@@ -291,6 +310,9 @@ def export(weights: Mapping[str, Tensor], pretrained_windows: tuple[int, ...], t
                 theirs[name.replace('logit_scale', 'relative_coords_table')] = table
         return theirs
     if to == 'timm':
+        if 'norm.weight' not in theirs:  # timm loads no file without, not even for its features
+            channels = parse_arch(arguments['arch']).embed_dims * 2**last
+            theirs |= {'norm.weight': torch.ones(channels), 'norm.bias': torch.zeros(channels)}
         return {_shift_downsample(name, 1): value for name, value in theirs.items()}
     rename = _renamer({ours: part for part, ours in TRANSFORMERS.items()})
     split = {}

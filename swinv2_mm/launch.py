@@ -168,8 +168,13 @@ def set_initial_weights(cfg: Config, checkpoint: str) -> None:
     """Start the backbone from a file or URL, or from scratch if ``checkpoint`` is ``none``."""
     if 'backbone' not in cfg.model:
         raise ValueError(f'model {cfg.model.get("type")} has no backbone at model.backbone to give initial weights to')
-    none = checkpoint.lower() == 'none'
-    cfg.model.backbone.init_cfg = None if none else dict(type='Pretrained', checkpoint=checkpoint)
+    backbone = cfg.model.backbone
+    old = backbone.get('init_cfg') or {}
+    backbone.init_cfg = None
+    if checkpoint.lower() != 'none':
+        backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+        if 'allow_missing' in old:  # goes with the backbone of the config, whatever the file
+            backbone.init_cfg.allow_missing = old.allow_missing
 
 
 def check_backbone(cfg: Config) -> None:

@@ -60,9 +60,15 @@ def test_the_front_door_is_the_host_recipe_with_another_backbone(tmp_path):
     assert cfg.model.type == 'MaskRCNN'
     assert cfg.train_cfg.max_epochs == 12
     assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
-    assert set(cfg.optim_wrapper.paramwise_cfg.custom_keys) == {'cpb_mlp', 'logit_scale', 'norm'}
+    assert set(cfg.optim_wrapper.paramwise_cfg.custom_keys) == {
+        'cpb_mlp',
+        'relative_position_bias_table',
+        'logit_scale',
+        'norm',
+    }
     assert cfg.model.backbone.init_cfg.checkpoint.endswith('/v2.0.0/swinv2_tiny_patch4_window16_256.pth')
-    names = [name for name, _ in SwinTransformerV2().named_parameters()]
+    kinds = [SwinTransformerV2(position_bias=kind) for kind in ('log_cpb', 'parameterized')]
+    names = [name for kind in kinds for name, _ in kind.named_parameters()]
     for key in cfg.optim_wrapper.paramwise_cfg.custom_keys:
         assert any(key in name for name in names), key
 
@@ -175,12 +181,10 @@ def test_initial_weights_that_cannot_be_had_end_before_anything_is_written(fails
     assert 'cannot download http://127.0.0.1:9/swinv2.pth' in line
     assert '--checkpoint FILE' in line
     (tmp_path / 'text.pth').write_text('no weights')
-    assert 'truncated or no PyTorch checkpoint' in fails('train', *common, tmp_path / 'text.pth')
+    assert 'truncated or no checkpoint' in fails('train', *common, tmp_path / 'text.pth')
     other = SwinTransformerV2(arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)))
     torch.save(other.state_dict(), tmp_path / 'other.pth')
-    assert '(16, 3, 4, 4) in the file and (32, 3, 4, 4) in the backbone' in fails(
-        'train', *common, tmp_path / 'other.pth'
-    )
+    assert "it has arch={'embed_dims': 16, 'depths': (2, 2, 2, 2)" in fails('train', *common, tmp_path / 'other.pth')
     assert not (tmp_path / 'run').exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import swinv2_mm
 
-NOT_NEEDED = ['mmdet', 'mmseg', 'mmcv', 'timm', 'transformers', 'torchvision']
+NOT_NEEDED = ['mmdet', 'mmseg', 'mmcv', 'mmpretrain', 'timm', 'transformers', 'torchvision', 'yacs']
 BUILD_AND_RUN = f"""
 import sys
 sys.modules.update(dict.fromkeys({NOT_NEEDED}))  # importing any of them raises ModuleNotFoundError

@@ -63,28 +63,33 @@ def choose_windows(inferred, given, num_stages, position_bias):
     return tuple(given) if len(given) == num_stages else (given[0],) * num_stages
 
 
-def convert(weights, windows, to, out):
+def write(weights, windows, to, out):
     """Write weights in our layout, or in that of another library with the ``config.json`` it wants beside them.
+
+    Returns:
+        int: the number of tensors written.
 
     Raises:
         CheckpointError: the other library cannot compute the backbone, a ``config.json`` of other weights is there, or
             a file can't be written.
-
-    Returns:
-        int: the number of tensors written.
     """
     if to is None:
         write_checkpoint({**weights, 'pretrained_windows': torch.tensor(windows)}, out)
         return len(weights) + 1
     written, config = export(weights, windows, to), export_config(weights, windows, to)
-    config_path = out.parent / 'config.json'
-    text = json.dumps(config, indent=2) + '\n'
-    if config and config_path.exists() and config_path.read_text() != text:
-        raise CheckpointError(f'{config_path} is there and describes other weights: choose another folder for OUT')
-    wrapped = to == 'official' and out.suffix != '.safetensors'
-    write_checkpoint({'model': written} if wrapped else written, out)
-    if config:
-        config_path.write_text(text)
+    if config is None:
+        write_checkpoint(written if out.suffix == '.safetensors' else {'model': written}, out)
+        return len(written)
+    path, partial = out.parent / 'config.json', out.parent / 'config.json.partial'
+    text = (json.dumps(config, indent=2) + '\n').encode()
+    if path.exists() and path.read_bytes() != text:
+        raise CheckpointError(f'{path} is there and describes other weights: choose another folder for OUT')
+    try:
+        partial.write_bytes(text)
+        write_checkpoint(written, out)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return len(written)
 
 
@@ -100,16 +105,26 @@ def main() -> int:
             num_stages, position_bias = len(parse_arch(arguments['arch']).depths), arguments['position_bias']
             windows = choose_windows(inferred, args.pretrained_window_sizes, num_stages, position_bias)
         out.parent.mkdir(parents=True, exist_ok=True)
-        count = convert(weights, windows, args.to, out)
+        count = write(weights, windows, args.to, out)
     except (CheckpointError, OSError) as error:
         return bad_input(error)
-    left_out = [f'{count} {why}' for why, count in Counter(converted.left_out.values()).items()]
+    last_norm = f'norm{num_stages - 1}.weight'
+    left_out = [f'{number} {why}' for why, number in Counter(converted.left_out.values()).items()]
     if args.to:
-        norms = sum(name.startswith('norm') and not name.startswith(f'norm{num_stages - 1}') for name in weights)
+        norms = sum(name.startswith('norm') for name in weights) - 2 * (last_norm in weights)
         left_out += [f'{norms} of output norms, which {args.to} does not have'] if norms else []
-    origin = inferred.origin
-    if args.pretrained_window_sizes:
-        origin = f'--pretrained-window-sizes ({inferred.origin or "nothing else"} says {inferred[0] or "nothing"})'
+    if args.pretrained_window_sizes and inferred.origin and windows != inferred.pretrained_window_sizes:
+        print(
+            f'warning: {inferred.origin} says windows {inferred.pretrained_window_sizes}, and '
+            f'--pretrained-window-sizes {windows} are stored: the position bias is wrong unless they are right',
+            file=sys.stderr,
+        )
+    if args.to == 'timm' and last_norm not in weights:
+        print(
+            f'warning: {args.input} has no norm after its last stage: one is written as timm needs it, untrained',
+            file=sys.stderr,
+        )
+    origin = '--pretrained-window-sizes' if args.pretrained_window_sizes else inferred.origin
     print(f'read {args.input}: {converted.format}, arch={arguments["arch"]!r}')
     print(f'pretrained windows {windows}, said by {origin}; left out: {", ".join(left_out) or "nothing"}')
     print(f'wrote {count} tensors, {os.path.getsize(out) / 1e6:.1f} MB, to {out}')

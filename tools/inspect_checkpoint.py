@@ -16,7 +16,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='example: python tools/inspect_checkpoint.py swinv2_base_patch4_window12to16_192to256_22kto1k_ft.pth; '
-        'the exit code is 0 if it loads, else 2',
+        'the exit code is 0 if it loads, as its last line says, else 2',
     )
     parser.add_argument('file', metavar='FILE', help='path or URL of a checkpoint')
     return parser.parse_args(argv)
