@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 import hypothesis
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from swinv2_mm import SwinTransformerV2
 
@@ -13,6 +14,9 @@ TOOLS = Path(__file__).parents[1] / 'tools'
 
 hypothesis.settings.register_profile('repeatable', deadline=None, derandomize=True, max_examples=150)
 hypothesis.settings.load_profile('repeatable')
+
+# The logger keeps the stream it is created with: not one that a test captures, which is closed after it.
+MMLogger.get_current_instance()
 
 
 @pytest.fixture(autouse=True)

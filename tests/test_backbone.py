@@ -11,7 +11,9 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
+from swinv2_mm import backbone as backbone_module
 from swinv2_mm.backbone import PatchEmbed, PatchMerging
+from swinv2_mm.position_bias import log_spaced_coordinates
 from swinv2_mm.windows import partition
 
 ARCHS = ['tiny', 'small', 'base', 'large', 'huge', 'giant']
@@ -412,3 +414,28 @@ def test_set_window_size_refuses_what_the_constructor_refuses(build_small, posit
     with pytest.raises(ValueError, match=message):
         backbone.set_window_size(windows)
     assert backbone.window_size == backbone.pretrained_window_sizes == (5, 5, 5, 5)
+
+
+def test_a_plain_load_of_official_weights_takes_the_windows_of_their_tables(build_small, monkeypatch):
+    logged = []
+    monkeypatch.setattr(backbone_module, 'print_log', lambda message, **kwargs: logged.append(message))
+    state_dict = {name: w for name, w in build_small().state_dict().items() if name != 'pretrained_windows'}
+    tables = {
+        f'layers.{i}.blocks.0.attn.relative_coords_table': log_spaced_coordinates(8, 8, window)[None]
+        for i, window in enumerate((12, 12, 12, 6))
+    }
+    backbone = build_small()
+    backbone.load_state_dict({**state_dict, **tables}, strict=False)
+    assert backbone.pretrained_window_sizes == (12, 12, 12, 6)
+    assert backbone.pretrained_windows.tolist() == [12, 12, 12, 6]
+    assert logged == []
+
+    backbone.load_state_dict(state_dict)
+    (message,) = logged
+    assert message.endswith('pretrained_window_sizes stays (12, 12, 12, 6)')
+    build_small(pretrained_window_sizes=5).load_state_dict(state_dict)
+    assert len(logged) == 1  # the argument said it
+    given = build_small(pretrained_window_sizes=5)
+    given.load_state_dict({**state_dict, **tables}, strict=False)
+    assert given.pretrained_window_sizes == (5, 5, 5, 5)
+    assert 'says pretrained_window_sizes=(12, 12, 12, 6), the argument says (5, 5, 5, 5)' in logged[1]

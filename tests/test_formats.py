@@ -475,3 +475,46 @@ def test_the_official_coordinates_reach_one_and_a_bit_within_the_pretrained_wind
     table = export(ours.state_dict(), (12, 12, 12, 6), 'official')['layers.3.blocks.1.attn.relative_coords_table']
     assert table.shape == (1, 11, 11, 2)
     assert table[0, -1, 0].tolist() == pytest.approx([math.log2(9) / 3, -math.log2(9) / 3])
+
+
+@pytest.mark.parametrize(
+    ('averaged', 'plain'),
+    [
+        ('state_dict_ema', 'state_dict'),
+        ('model_ema', 'model'),
+        ('ema_model', 'state_dict'),
+        ('ema', 'model'),
+        ('ema_state_dict', 'model'),
+        ('state_dict', 'ema_state_dict'),  # mmengine swaps them
+    ],
+)
+def test_averaged_weights_go_before_plain_ones(build_small, averaged, plain):
+    wanted, other, backbone = build_small(), build_small(), build_small()
+    report = load_pretrained(
+        backbone, {plain: other.state_dict(), averaged: {'module': wanted.state_dict()}, 'epoch': 3}
+    )
+    assert torch.equal(backbone.patch_embed.proj.weight, wanted.patch_embed.proj.weight)
+    assert report.place == f'{averaged}/module'
+    assert f'found at {averaged}/module)' in str(report)
+
+
+def test_settings_of_averaging_are_no_weights(build_small):
+    wanted, backbone = build_small(), build_small()
+    state_dict = {f'backbone.{name}': value for name, value in wanted.state_dict().items()}
+    report = load_pretrained(backbone, {'ema': {'decay': 0.999}, 'model': state_dict})
+    assert torch.equal(backbone.patch_embed.proj.weight, wanted.patch_embed.proj.weight)
+    assert report.place == 'model/backbone.'
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'blocks.0.attn.relative_position_bias_table',  # BEiT
+        'stages.0.blocks.0.attn.logit_scale',  # swinv2_cr of timm
+        'logit_scale',  # CLIP
+    ],
+)
+def test_another_model_is_not_called_a_swin(build_small, name):
+    weights = {'patch_embed.proj.weight': torch.rand(16, 3, 4, 4), name: torch.rand(1)}
+    with pytest.raises(CheckpointError, match=r'it is no Swin V2: its tensors are patch_embed\.proj\.weight'):
+        load_pretrained(build_small(), weights)

@@ -267,3 +267,18 @@ def test_bf16_replaces_other_mixed_precision():
     launch.set_amp(cfg, 'bf16')
     assert cfg.optim_wrapper.type == 'BFloat16OptimWrapper'
     assert 'loss_scale' not in cfg.optim_wrapper
+
+
+def test_a_flag_for_initial_weights_keeps_what_the_config_allows_to_be_missing(tmp_path):
+    cfg = Config(dict(model=dict(backbone=dict(type='SwinTransformerV2', in_channels=4))))
+    launch.set_initial_weights(cfg, 'a.pth')
+    assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint='a.pth')
+    cfg.model.backbone.init_cfg.allow_missing = ['patch_embed.proj']
+    launch.set_initial_weights(cfg, str(tmp_path / 'b.pth'))
+    torch.save(SwinTransformerV2(window_size=8).state_dict(), tmp_path / 'b.pth')
+    launch.check_backbone(cfg)
+    cfg.model.backbone.init_cfg.pop('allow_missing')
+    with pytest.raises(CheckpointError, match=r"or allow_missing=\['patch_embed\.proj'\]"):
+        launch.check_backbone(cfg)
+    launch.set_initial_weights(cfg, 'none')
+    assert cfg.model.backbone.init_cfg is None

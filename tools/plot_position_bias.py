@@ -16,6 +16,7 @@ from swinv2_mm.checkpoint import check_complete, naming, read_weights
 from swinv2_mm.launch import bad_input
 from swinv2_mm.position_bias import ContinuousPositionBias, LinearContinuousPositionBias, resize_table
 
+FIT_STEPS, FIT_RATE = 2000, 1e-2
 KINDS = {'log_cpb': ContinuousPositionBias, 'linear_cpb': LinearContinuousPositionBias}
 
 
@@ -67,76 +68,90 @@ def read_position_bias(source, stage: int, block: int, head: int) -> ContinuousP
 
 
 def refit(mlp: ContinuousPositionBias, kind: type[ContinuousPositionBias]) -> ContinuousPositionBias:
-    """The MLP with other coordinates, its output layer fitted to give the same bias within the pretrained window.
+    """The MLP trained on other coordinates to give the same bias within the pretrained window, as nearly as it can.
 
-    A ridge regression on the hidden features, of the bias before its sigmoid: what an MLP on these coordinates may have
-    learned, for a checkpoint holds only one of the two.
+    A checkpoint holds the MLP of one kind of coordinates; this is what one of the other kind may have learned.
     """
     window = mlp.pretrained_window
+    target = mlp.table(window, window)
     fitted = kind(1, window).double()
     fitted.load_state_dict(mlp.state_dict())
-    coordinates = kind.coordinates(window, window, window, dtype=torch.float64).flatten(0, 1)
-    features = fitted[1](fitted[0](coordinates)).detach()  # (offsets, 512)
-    target = torch.logit(mlp.table(window, window).flatten() / 16, eps=1e-6)
-    gram = features.T @ features
-    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    fitted[2].weight.data = torch.linalg.solve(gram + ridge, features.T @ target)[None]
+    optimizer = torch.optim.Adam(fitted.parameters(), lr=FIT_RATE)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
+    for _ in range(FIT_STEPS):
+        optimizer.zero_grad()
+        (fitted.table(window, window) - target).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
     return fitted.eval().requires_grad_(False)
 
 
 def tables(mlp: ContinuousPositionBias, window: int) -> dict[str, Tensor]:
     """The bias by way of moving it, each (2*window-1, 2*window-1): every vertical and horizontal offset."""
+    pretrained = mlp.pretrained_window
+    original = mlp.table(pretrained, pretrained)[0]
     moved = {}
     for kind, title in ((ContinuousPositionBias, 'log-spaced'), (LinearContinuousPositionBias, 'linear-spaced')):
-        is_own = type(mlp) is kind
-        source = mlp if is_own else refit(mlp, kind)
-        moved[title if is_own else f'{title} (fitted)'] = source.table(window, window)[0]
-    pretrained = mlp.table(mlp.pretrained_window, mlp.pretrained_window)[0]
-    resized = resize_table(pretrained.flatten()[:, None], window)
-    moved['bicubic'] = resized.view(2 * window - 1, -1)
-    return moved
+        source = mlp
+        if type(mlp) is not kind:
+            source = refit(mlp, kind)
+            error = (source.table(pretrained, pretrained)[0] - original).square().mean().sqrt()
+            title += f', fitted to RMSE {error:.2g}'
+        moved[title] = source.table(window, window)[0]
+    resized = resize_table(original.flatten()[:, None], window)
+    return moved | {'bicubic': resized.view(2 * window - 1, -1)}
 
 
 def plot(mlp: ContinuousPositionBias, window: int, title: str, out: Path) -> None:
     """Write a PNG: the bias at the pretrained window and moved, as maps, and along the row of offset 0."""
     pretrained = mlp.pretrained_window
     original, moved = mlp.table(pretrained, pretrained)[0], tables(mlp, window)
-    maps = {f'pretrained, window {pretrained}': original} | {f'{name}, window {window}': m for name, m in moved.items()}
-    low, high = (float(pick(m.min() if pick is min else m.max() for m in maps.values())) for pick in (min, max))
     figure = plt.figure(figsize=(15, 8), layout='constrained')
-    grid = figure.add_gridspec(2, len(maps), height_ratios=(1.1, 1))
-    axes = [figure.add_subplot(grid[0, i]) for i in range(len(maps))]
-    for ax, (name, table) in zip(axes, maps.items()):
-        reach = len(table) // 2 + 0.5
-        image = ax.imshow(table.numpy(), vmin=low, vmax=high, extent=(-reach, reach, reach, -reach))
-        ax.set(title=name, xlabel='horizontal offset (tokens)')
-        if window > pretrained and table is not original:
-            side = 2 * pretrained - 1
-            corner = (-side / 2, -side / 2)
-            ax.add_patch(plt.Rectangle(corner, side, side, fill=False, color='white', linestyle='--'))
-    axes[0].set_ylabel('vertical offset (tokens)')
-    figure.colorbar(image, ax=axes, label='bias', shrink=0.8)
-    profile = figure.add_subplot(grid[1, :])
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    maps = {f'pretrained, window {pretrained}': original}
+    maps |= {f'{name.split(",")[0]}, window {window}': table for name, table in moved.items()}
+    draw_maps(upper, maps, pretrained)
+
+    axes = lower.subplots()
     for (name, table), style in zip(moved.items(), ('-', '--', ':')):
-        profile.plot(range(1 - window, window), table[window - 1].numpy(), style, label=name)
+        axes.plot(range(1 - window, window), table[window - 1].numpy(), style, label=f'{name}, window {window}')
     offsets = range(1 - pretrained, pretrained)
-    profile.plot(offsets, original[pretrained - 1].numpy(), 'k.', label=f'pretrained, window {pretrained}', zorder=0)
-    profile.axvspan(1 - pretrained, pretrained - 1, color='0.93', zorder=-1)
-    profile.set(xlabel='horizontal offset (tokens), vertical offset 0', ylabel='bias', ylim=(min(low, 0), None))
-    profile.legend()
-    profile.grid(alpha=0.3)
+    axes.plot(offsets, original[pretrained - 1].numpy(), 'k.', label=f'pretrained, window {pretrained}', zorder=0)
+    axes.axvspan(1 - pretrained, pretrained - 1, color='0.93', zorder=-1)
+    axes.set(xlabel='horizontal offset (tokens), vertical offset 0', ylabel='bias')
+    axes.grid(alpha=0.3)
+    lower.legend(loc='outside lower center', ncols=4)
     figure.suptitle(title)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
 
+def draw_maps(figure, maps: dict[str, Tensor], pretrained: int) -> None:
+    """Draw maps of biases side by side in one scale of colours, with the pretrained window as a dashed square."""
+    low, high = min(table.min() for table in maps.values()), max(table.max() for table in maps.values())
+    all_axes = figure.subplots(1, len(maps))
+    for axes, (name, table) in zip(all_axes, maps.items()):
+        reach = len(table) / 2
+        image = axes.imshow(table.numpy(), vmin=low, vmax=high, extent=(-reach, reach, reach, -reach))
+        axes.set(title=name, xlabel='horizontal offset (tokens)')
+        side = 2 * pretrained - 1
+        if side < len(table):
+            square = plt.Rectangle((-side / 2, -side / 2), side, side, fill=False, color='white', linestyle='--')
+            axes.add_patch(square)
+    all_axes[0].set_ylabel('vertical offset (tokens)')
+    figure.colorbar(image, ax=all_axes, label='bias', shrink=0.9)
+
+
 def main() -> int:
     args = parse_args()
     try:
+        if not args.out.endswith('.png'):
+            raise CheckpointError(f'--out must end in .png, got {args.out}')
         if args.window < 2:
             raise CheckpointError(f'--window must be at least 2 tokens, got {args.window}')
         mlp = read_position_bias(args.checkpoint, args.stage, args.block, args.head)
         title = f'{Path(args.checkpoint).name}: stage {args.stage}, block {args.block}, head {args.head}'
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         plot(mlp, args.window, title, Path(args.out))
     except (OSError, ValueError) as error:
         return bad_input(error)
