@@ -17,7 +17,7 @@ from .formats import Converted, convert
 from .position_bias import resize_table, table_window
 from .pretrained_windows import TrainedWindows, infer_windows
 
-TABLE = 'attn.relative_position_bias_table.weight'
+BIAS_TABLE = 'attn.relative_position_bias_table.weight'
 
 
 class LoadReport(NamedTuple):
@@ -198,7 +198,7 @@ def check_complete(converted: Converted, windows: TrainedWindows) -> dict:
 
 
 def _windows_of_parameterized(weights, num_stages):
-    tables = [weights.get(f'layers.{i}.blocks.0.{TABLE}') for i in range(num_stages)]
+    tables = [weights.get(f'layers.{i}.blocks.0.{BIAS_TABLE}') for i in range(num_stages)]
     if any(table is None for table in tables):
         return TrainedWindows()
     windows = tuple(_table_window(table) for table in tables)
@@ -233,7 +233,7 @@ def _fit(backbone, converted, allow_missing):
         if re.match(r'norm\d+\.(weight|bias)$', name) and name not in own:
             left_out[converted.names.get(name, name)] = 'norm of a stage that the backbone does not return'
             continue
-        if name.endswith(TABLE) and name in own and value.shape != own[name].shape:
+        if name.endswith(BIAS_TABLE) and name in own and value.shape != own[name].shape:
             value = _resized(value, _table_window(own[name]))
             rearranged[name] = 'table resized bicubically'
         if name in own and value.shape != own[name].shape and _is_in(name, allow_missing):

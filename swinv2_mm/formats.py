@@ -162,14 +162,14 @@ def _why_none(state_dict):
     if has_cpb and any('logit_scale' in name for name in state_dict):
         return (
             'it holds weights of a Swin V2 but no layout known for one (of the official repository, timm, '
-            f'transformers, torchvision, mmpretrain or ours): {_some(state_dict)}'
+            f'transformers, torchvision, mmpretrain or ours): {_examples(state_dict)}'
         )
     if any(re.search(r'(layers|stages)\.\d+\.blocks\..*relative_position_bias_table$', name) for name in state_dict):
         return "it is a Swin V1, another model: use type='SwinTransformer' of the host, or a Swin V2 checkpoint"
-    return f'it is no Swin V2: {_some(state_dict)}'
+    return f'it is no Swin V2: {_examples(state_dict)}'
 
 
-def _some(state_dict):
+def _examples(state_dict):
     return f'its tensors are {", ".join(list(state_dict)[:3])}{" and so on" if len(state_dict) > 3 else ""}'
 
 

@@ -15,7 +15,7 @@ from .arch import ARCHS, Arch
 from .files import CheckpointError
 from .position_bias import linear_spaced_coordinates, log_spaced_coordinates
 
-TABLE = re.compile(r'layers\.(\d+)\.blocks\.\d+\.attn\.relative_coords_table$')
+COORDS_TABLE = re.compile(r'layers\.(\d+)\.blocks\.\d+\.attn\.relative_coords_table$')
 # window12to16_192to256, window8-256, and not window16_36e or window8_20240131
 IN_NAME = re.compile(r'window(\d+)(?:to(\d+))?[_-](\d{3,4})(?:to(\d{3,4}))?(?![0-9A-Za-z])')
 
@@ -105,7 +105,7 @@ def windows_from_tables(tables: Mapping[str, Tensor], num_stages: int) -> Traine
     """
     found = {}
     for name, table in tables.items():
-        match = TABLE.match(name)
+        match = COORDS_TABLE.match(name)
         if not match:
             raise CheckpointError(f'{name} is of no block: the file is damaged')
         stage = int(match[1])
