@@ -288,7 +288,10 @@ def _check_names(shapes, weights, ours):
     if misshapen:
         name = misshapen[0]
         wrong.append(f'it has {_some(misshapen)} of shape {tuple(weights[name].shape)}, not {shapes[name]}')
-    raise CheckpointError(f'{"; ".join(wrong)}: it is damaged, or no Swin V2 of the published kind')
+    cure = 'it is damaged, or no Swin V2 of the published kind'
+    if len(wrong) == 1 and unknown:
+        cure = 'it is damaged, or holds more than a backbone, which should then be left out'
+    raise CheckpointError(f'{"; ".join(wrong)}: {cure}')
 
 
 def _check_values(name, value, dtype):

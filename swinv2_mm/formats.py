@@ -253,7 +253,10 @@ def _assemble(parts, layout):
 def _check_kind(name, value, floating=True):
     """Check that a tensor is dense and has values, by default floating-point ones."""
     if value.layout != torch.strided or value.is_meta or (floating and not value.is_floating_point()):
-        raise CheckpointError(f'{name} is {value.dtype} ({value.layout}), not floating-point numbers')
+        raise CheckpointError(
+            f'{name} is {value.dtype} ({value.layout}), not floating-point numbers: it is damaged, or not of the '
+            'backbone, and should then be left out'
+        )
 
 
 def _joined(name, parts):
