@@ -8,20 +8,10 @@ from torch import Tensor, nn
 
 from .arch import POSITION_BIASES
 from .ops import attention
-from .position_bias import (
-    ContinuousPositionBias,
-    LinearContinuousPositionBias,
-    ParameterizedPositionBias,
-    PositionBias,
-)
+from .position_bias import KINDS, PositionBias
 from .windows import Windows, gather, scatter
 
 MAX_LOGIT_SCALE = 100.0
-KINDS = {
-    'log_cpb': ContinuousPositionBias,
-    'linear_cpb': LinearContinuousPositionBias,
-    'parameterized': ParameterizedPositionBias,
-}
 
 
 class WindowAttention(nn.Module):

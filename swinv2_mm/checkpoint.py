@@ -50,9 +50,13 @@ class LoadReport(NamedTuple):
             rows.append((title, *(f'{old} -> {new}' for old, new in zip(before, after)), remark))
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-        for title, names in (('loaded', self.loaded), ('converted', self.converted), ('left out', self.left_out)):
-            lines.append(f'{title.ljust(widths[0])}  {_count(names)}')
-        lines.append(f'{"initial".ljust(widths[0])}  {_count(self.initial)}')
+        listed = {
+            'loaded': self.loaded,
+            'converted': self.converted,
+            'left out': self.left_out,
+            'initial': self.initial,
+        }
+        lines += [f'{title.ljust(widths[0])}  {_count(names)}' for title, names in listed.items()]
         place = f', found at {self.place}' if self.place else ''
         return '\n'.join([f'Loaded {self.source} (format: {self.format}{place})', *(f'  {line}' for line in lines)])
 

@@ -1,6 +1,7 @@
 """Position bias of window attention: continuous or parameterized (arXiv 2111.09883, section 3.3)."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -80,7 +81,7 @@ def table_window(table: Tensor) -> int:
     return (side + 1) // 2
 
 
-class PositionBias(nn.Module):
+class PositionBias(nn.Module, ABC):
     """A bias for every head and every offset between two tokens of a window, in windows of any size.
 
     In eval, where no gradient is needed, the bias of each shape is computed once and kept. `train()`, `eval()`,
@@ -109,9 +110,9 @@ class PositionBias(nn.Module):
                 self._kept.update(zip(missing, self._compute(missing)))
         return [self._kept[shape] for shape in shapes]
 
+    @abstractmethod
     def table(self, height: int, width: int) -> Tensor:
         """Position bias of every offset within a window, ``(heads, 2*height-1, 2*width-1)``, in float32 or wider."""
-        raise NotImplementedError
 
     def set_window(self, window: int):
         """Prepare for windows of another size in tokens."""
@@ -220,6 +221,13 @@ class ParameterizedPositionBias(PositionBias):
         if name in state_dict:
             state_dict[name] = resize_table(state_dict[name], self.pretrained_window)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+KINDS = {
+    'log_cpb': ContinuousPositionBias,
+    'linear_cpb': LinearContinuousPositionBias,
+    'parameterized': ParameterizedPositionBias,
+}
 
 
 def _version(parameter):

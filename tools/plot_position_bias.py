@@ -14,10 +14,9 @@ from torch import Tensor
 from swinv2_mm import CheckpointError
 from swinv2_mm.checkpoint import check_complete, naming, read_weights
 from swinv2_mm.launch import bad_input
-from swinv2_mm.position_bias import ContinuousPositionBias, LinearContinuousPositionBias, resize_table
+from swinv2_mm.position_bias import KINDS, ContinuousPositionBias, LinearContinuousPositionBias, resize_table
 
 FIT_STEPS, FIT_RATE = 2000, 1e-2
-KINDS = {'log_cpb': ContinuousPositionBias, 'linear_cpb': LinearContinuousPositionBias}
 
 
 def parse_args(argv=None):
@@ -44,7 +43,7 @@ def read_position_bias(source, stage: int, block: int, head: int) -> ContinuousP
     converted, windows = read_weights(source)
     with naming(source):
         kind = check_complete(converted, windows)['position_bias']
-    if kind not in KINDS:
+    if kind == 'parameterized':
         raise CheckpointError(f'{source} has a learned table of biases ({kind}) and no position MLP to evaluate')
     if windows.pretrained_window_sizes is None:
         raise CheckpointError(
