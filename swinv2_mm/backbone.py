@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from numbers import Integral
 from operator import index
 
@@ -17,8 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from .arch import POSITION_BIASES, has_extra_norm, parse_arch
 from .attention import WindowAttention
 from .checkpoint import load_pretrained
+from .ops.linear import Linear
 from .pretrained_windows import windows_from_tables, windows_stated
-from .windows import Windows, partition
+from .windows import Windows, map_windows, partition
+
+PART_SIZE = 2**19  # elements of a part of the map on CPU: what a block computes of it stays in the cache
+_partition_once = lru_cache(maxsize=16)(partition)  # a forward pass of four stages takes eight
 
 
 class DropPath(nn.Module):
@@ -28,12 +33,12 @@ class DropPath(nn.Module):
         super().__init__()
         self.drop_prob = drop_prob
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | None:
+        """What the branch of each image ``(B, ...)`` is to be multiplied with, (B, 1); None if nothing is dropped."""
         if not self.training or self.drop_prob == 0.0:
-            return x
+            return None
         keep_prob = 1 - self.drop_prob
-        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep_prob)
-        return x * (kept / keep_prob)
+        return x.new_empty(x.shape[0], 1).bernoulli_(keep_prob) / keep_prob
 
 
 class LayerNorm(nn.LayerNorm):
@@ -70,7 +75,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, embed_dims: int):
         super().__init__()
-        self.reduction = nn.Linear(4 * embed_dims, 2 * embed_dims, bias=False)
+        self.reduction = Linear(4 * embed_dims, 2 * embed_dims, bias=False)
         self.norm = LayerNorm(2 * embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +91,8 @@ class Mlp(nn.Module):
 
     def __init__(self, embed_dims: int, hidden_dims: int, drop: float):
         super().__init__()
-        self.fc1 = nn.Linear(embed_dims, hidden_dims)
-        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.fc1 = Linear(embed_dims, hidden_dims)
+        self.fc2 = Linear(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,11 +133,40 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.norm3 = LayerNorm(embed_dims) if extra_norm else nn.Identity()
 
-    def forward(self, x: Tensor, windows: Windows) -> Tensor:
-        """``(B, H, W, C)`` to the same, given the partition of the map into windows."""
-        x = x + self.drop_path(self.norm1(self.attn(x, windows)))
-        x = x + self.drop_path(self.norm2(self.mlp(x)))
+    def forward(self, x: Tensor, parts: Sequence[Windows], with_cp: bool = False) -> Tensor:
+        """``(B, H, W, C)`` to the same, part by part of the windows, each a whole forward pass of its own.
+
+        Args:
+            x (Tensor): (B, H, W, C).
+            parts (Sequence[Windows]): windows of the map, which together have every token once.
+            with_cp (bool): whether each part runs again in the backward pass instead of keeping what it computed.
+        """
+        table = self.attn.position_bias(*(max(sizes) for sizes in zip(*(part.largest for part in parts))))
+        kept = self.drop_path(x), self.drop_path(x)  # of the branches, drawn once for all parts
+
+        def forward(tokens, part):
+            factors = (_of_tokens(factor, part, x) for factor in kept)
+            return self._forward_tokens(tokens, part.groups, table, *factors)
+
+        if with_cp:
+            return map_windows(partial(checkpoint, forward, use_reentrant=False), x, parts)
+        return map_windows(forward, x, parts)
+
+    def _forward_tokens(self, x, groups, table, kept1, kept2):
+        x = _add(x, self.norm1(self.attn(x, groups, table)), kept1)  # (T, C)
+        x = _add(x, self.norm2(self.mlp(x)), kept2)
         return self.norm3(x)
+
+
+def _of_tokens(factor, part, x):
+    """A factor of every image, (B, 1), as one of every token of a part, (T, 1)."""
+    if factor is None:
+        return None
+    return factor.index_select(0, part.order.div(x.shape[1] * x.shape[2], rounding_mode='floor'))
+
+
+def _add(x, branch, factor):
+    return x + branch if factor is None else torch.addcmul(x, branch, factor)
 
 
 class Stage(nn.Module):
@@ -150,16 +184,17 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to the same."""
-        plain, shifted = (
-            partition(*x.shape[:3], self.window_size, shift, x.device) for shift in (0, self.window_size // 2)
-        )
+        plain, shifted = (self._parts(x, shift) for shift in (0, self.window_size // 2))
         for i, block in enumerate(self.blocks):
-            windows = shifted if i % 2 else plain
-            if self.with_cp and self.training:
-                x = checkpoint(block, x, windows, use_reentrant=False)
-            else:
-                x = block(x, windows)
+            x = block(x, shifted if i % 2 else plain, self.with_cp and self.training)
         return x
+
+    def _parts(self, x, shift):
+        compiling = torch.compiler.is_compiling()
+        windows = (partition if compiling else _partition_once)(*x.shape[:3], self.window_size, shift, x.device)
+        if compiling or x.device.type != 'cpu':
+            return [windows]
+        return windows.split(max(PART_SIZE // x.shape[3], 1))
 
 
 @MODELS.register_module()

@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,17 +38,53 @@ def linear_spaced_coordinates(height: int, width: int, pretrained_window: int, d
     return offsets * (1 / max(pretrained_window - 1, 1))
 
 
-def relative_position_index(height: int, width: int, device=None) -> Tensor:
-    """Index of every (query, key) pair of a window in its flat table of offsets.
+def window_bias(table: Tensor, height: int, width: int) -> Tensor:
+    """The bias of every (query, key) pair of a window, from a table of offsets.
+
+    Args:
+        table (Tensor): (heads, 2H-1, 2W-1), for windows up to H x W tokens: that of a smaller window is its centre.
+        height (int), width (int): window size in tokens.
 
     Returns:
-        Tensor: (h*w, h*w) int64, into a table of (2h-1) x (2w-1) offsets.
+        Tensor: (heads, h*w, h*w).
     """
-    rows = torch.arange(height, device=device).repeat_interleave(width)  # (h*w,)
-    columns = torch.arange(width, device=device).repeat(height)  # (h*w,)
-    row_offsets = rows[:, None] - rows + height - 1
-    column_offsets = columns[:, None] - columns + width - 1
-    return row_offsets * (2 * width - 1) + column_offsets
+    return reversed_window_bias(table, height, width).flip(2)
+
+
+def reversed_window_bias(table: Tensor, height: int, width: int) -> Tensor:
+    """`window_bias` with the keys last to first, which takes one copy and no index.
+
+    An offset is row of query minus row of key. With keys counted from the end that becomes a sum, up to a constant, and
+    the biases of a query are a rectangle of the table that begins at its own row and column: a view.
+    """
+    rectangles = table_centre(table, height, width).unfold(1, height, 1).unfold(2, width, 1)  # (heads, h, w, h, w)
+    return rectangles.reshape(-1, height * width, height * width)
+
+
+def fold_reversed_bias(grad: Tensor, height: int, width: int) -> Tensor:
+    """The gradient of a table of offsets from that of its `reversed_window_bias`: sums over the pairs of each offset.
+
+    Args:
+        grad (Tensor): (heads, h*w, h*w).
+        height (int), width (int): window size in tokens.
+
+    Returns:
+        Tensor: (heads, 2h-1, 2w-1).
+    """
+    grad = grad.view(-1, height, width, height, width)  # rows and columns of the query, then of the reversed key
+    by_row = grad.new_zeros(grad.shape[0], 2 * height - 1, width, width)
+    for row in range(height):
+        by_row[:, row : row + height] += grad[:, row].transpose(1, 2)
+    folded = grad.new_zeros(grad.shape[0], 2 * height - 1, 2 * width - 1)
+    for column in range(width):
+        folded[:, :, column : column + width] += by_row[:, :, column]
+    return folded
+
+
+def table_centre(table: Tensor, height: int, width: int) -> Tensor:
+    """The part of a table ``(heads, 2H-1, 2W-1)`` that smaller windows use: a view, ``(heads, 2h-1, 2w-1)``."""
+    rows, columns = (side // 2 for side in table.shape[1:])
+    return table[:, rows - height + 1 : rows + height, columns - width + 1 : columns + width]
 
 
 def resize_table(table: Tensor, window: int) -> Tensor:
@@ -84,50 +119,36 @@ def table_window(table: Tensor) -> int:
 class PositionBias(nn.Module, ABC):
     """A bias for every head and every offset between two tokens of a window, in windows of any size.
 
-    In eval, where no gradient is needed, the bias of each shape is computed once and kept. `train()`, `eval()`,
+    In eval, where no gradient is needed, the table of each size is computed once and kept. `train()`, `eval()`,
     loading, moving, and changes of the weights drop what was kept; of changes only those through ``.data``, which
-    PyTorch does not count, go unseen until `eval()` is called.
+    PyTorch does not count, go unseen until `eval()` is called. The bias of the pairs, which is N x N for N tokens, is
+    never kept: `window_bias` makes it of the table where it is used.
     """
 
-    def forward(self, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Position bias for windows of each given shape.
-
-        Args:
-            shapes (Sequence[tuple[int, int]]): heights and widths in tokens.
+    def forward(self, height: int, width: int) -> Tensor:
+        """Position bias of every offset within windows of up to ``height`` x ``width`` tokens.
 
         Returns:
-            list[Tensor]: (1, heads, h*w, h*w) for each shape, in float32 or wider.
+            Tensor: (heads, 2*height-1, 2*width-1), in float32 or wider.
         """
         needs_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if self.training or needs_grad or torch.compiler.is_compiling():
-            return self._compute(shapes)
+            return self.table(height, width)
         if not self._kept_is_current():
             self.drop_kept()
             self._kept_for = [(p, _version(p)) for p in self.parameters()]
-        missing = [shape for shape in shapes if shape not in self._kept]
-        if missing:
+        if (height, width) not in self._kept:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept.update(zip(missing, self._compute(missing)))
-        return [self._kept[shape] for shape in shapes]
+                self._kept[height, width] = self.table(height, width)
+        return self._kept[height, width]
 
     @abstractmethod
     def table(self, height: int, width: int) -> Tensor:
-        """Position bias of every offset within a window, ``(heads, 2*height-1, 2*width-1)``, in float32 or wider."""
+        """What `forward` returns, computed anew."""
 
     def set_window(self, window: int):
         """Prepare for windows of another size in tokens."""
         self.drop_kept()
-
-    def _compute(self, shapes):
-        # One table serves all shapes: that of a smaller window is its centre.
-        height, width = (max(sizes) for sizes in zip(*shapes))
-        table = self.table(height, width)
-        biases = []
-        for h, w in shapes:
-            offsets = table[:, height - h : height + h - 1, width - w : width + w - 1].flatten(1)
-            index = relative_position_index(h, w, table.device)
-            biases.append(offsets.index_select(1, index.flatten()).view(1, -1, h * w, h * w))
-        return biases
 
     def drop_kept(self):
         """Forget every bias kept so far."""
@@ -208,8 +229,7 @@ class ParameterizedPositionBias(PositionBias):
     def table(self, height: int, width: int) -> Tensor:
         window = self.pretrained_window
         table = self.weight.T.unflatten(1, (2 * window - 1, -1))  # (heads, 2W-1, 2W-1)
-        table = table.to(torch.promote_types(table.dtype, torch.float32))
-        return table[:, window - height : window + height - 1, window - width : window + width - 1]
+        return table_centre(table.to(torch.promote_types(table.dtype, torch.float32)), height, width)
 
     def set_window(self, window: int):
         self.weight.data = resize_table(self.weight.data, window)

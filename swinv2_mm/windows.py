@@ -4,6 +4,7 @@ The cyclic shift, the zero padding and the attention mask of Swin (arXiv 2103.14
 every window the same size. Cutting each axis into segments of unequal size gives the same windows without them.
 """
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 class WindowGroup(NamedTuple):
-    """All windows of one size in a batch: ``count`` windows of ``height`` x ``width`` tokens."""
+    """``count`` windows of one size, ``height`` x ``width`` tokens."""
 
     height: int
     width: int
@@ -24,17 +25,36 @@ class WindowGroup(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """A partition of a ``(B, H, W)`` map into windows, group after group.
+    """Windows of a ``(B, H, W)`` map, all of them or a part, group after group.
 
     Attributes:
         groups (tuple[WindowGroup]): at most nine, in the order of ``order``.
-        order (Tensor): (B*H*W,) int64, the flat map index of the token at each place in window order.
-        inverse (Tensor): (B*H*W,) int64, the place in window order of the token at each flat map index.
+        order (Tensor): (T,) int64, the flat map index of the token at each place in window order.
     """
 
     groups: tuple[WindowGroup, ...]
     order: Tensor
-    inverse: Tensor
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width in tokens that no window exceeds."""
+        return max(group.height for group in self.groups), max(group.width for group in self.groups)
+
+    def split(self, max_tokens: int) -> list['Windows']:
+        """Parts of whole windows with at most ``max_tokens`` tokens each, or one window where that is larger."""
+        parts, room = [], 0
+        for height, width, count in self.groups:
+            while count > 0:
+                fitting = min(count, room // (height * width))
+                if fitting < 1:
+                    parts.append([])
+                    room = max(max_tokens, height * width)
+                    continue
+                parts[-1].append(WindowGroup(height, width, fitting))
+                room -= parts[-1][-1].num_tokens
+                count -= fitting
+        sizes = [sum(group.num_tokens for group in groups) for groups in parts]
+        return [Windows(tuple(groups), order) for groups, order in zip(parts, self.order.split(sizes))]
 
 
 def axis_segments(length: int, window: int, shift: int) -> dict[int, list[int]]:
@@ -81,30 +101,67 @@ def partition(batch: int, height: int, width: int, window: int, shift: int, devi
             columns = places(column_starts, w)[:, None, :]
             orders.append(((images * height + rows) * width + columns).flatten())  # (B, rows, columns, h, w) flat
             groups.append(WindowGroup(h, w, batch * len(row_starts) * len(column_starts)))
-    order = torch.cat(orders)
-    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=device))
-    return Windows(tuple(groups), order, inverse)
+    return Windows(tuple(groups), torch.cat(orders))
 
 
-def gather(x: Tensor, windows: Windows) -> Tensor:
-    """Put the tokens of a map ``(B, H, W, C)`` into window order, ``(B*H*W, C)``."""
-    return _Permute.apply(x.flatten(0, 2), windows.order, windows.inverse)
+def gather(x: Tensor, parts: Sequence[Windows]) -> tuple[Tensor, ...]:
+    """Put the tokens of a map ``(B, H, W, C)`` into window order: ``(T, C)`` for each part."""
+    return _Gather.apply(x.flatten(0, 2), *(part.order for part in parts))
 
 
-def scatter(tokens: Tensor, windows: Windows, batch: int, height: int, width: int) -> Tensor:
-    """Put tokens in window order ``(B*H*W, C)`` back onto their map ``(B, H, W, C)``: the inverse of `gather`."""
-    return _Permute.apply(tokens, windows.inverse, windows.order).view(batch, height, width, -1)
+def scatter(tokens: Sequence[Tensor], parts: Sequence[Windows], batch: int, height: int, width: int) -> Tensor:
+    """Put the tokens of all parts, ``(T, C)`` each, back onto their map ``(B, H, W, C)``: the inverse of `gather`."""
+    return _Scatter.apply(*(part.order for part in parts), *tokens).view(batch, height, width, -1)
 
 
-class _Permute(torch.autograd.Function):
-    """Rows in another order. The gradient is the inverse permutation, where `index_select` would add row by row."""
+def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts: Sequence[Windows]) -> Tensor:
+    """Apply a function of the tokens of some windows, which keeps their shape, to a map part by part.
+
+    Args:
+        function (Callable): of tokens ``(T, C)`` in window order, and the part they are.
+        x (Tensor): (B, H, W, C).
+        parts (Sequence[Windows]): which together have every token of the map once.
+
+    Returns:
+        Tensor: (B, H, W, C).
+    """
+    if torch.is_grad_enabled():
+        tokens = [function(tokens, part) for tokens, part in zip(gather(x, parts), parts)]
+        return scatter(tokens, parts, *x.shape[:3])
+    rows, out = x.flatten(0, 2), torch.empty_like(x)
+    for part in parts:  # without gradients nothing of a part outlives it
+        out.view_as(rows).index_copy_(0, part.order, function(rows.index_select(0, part.order), part))
+    return out
+
+
+class _Gather(torch.autograd.Function):
+    """Rows in the order of each part. The gradient goes back row for row, where `index_select` would add to zeros."""
 
     @staticmethod
-    def forward(ctx, rows, order, inverse):
-        ctx.save_for_backward(order, inverse)
-        return rows.index_select(0, order)
+    def forward(ctx, rows, *orders):
+        ctx.save_for_backward(*orders)
+        return tuple(rows.index_select(0, order) for order in orders)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        orders = ctx.saved_tensors
+        return _Scatter.apply(*orders, *grads), *[None] * len(orders)
+
+
+class _Scatter(torch.autograd.Function):
+    """The inverse of `_Gather`, given as many orders and then as many parts."""
+
+    @staticmethod
+    def forward(ctx, *orders_and_parts):
+        count = len(orders_and_parts) // 2
+        orders, parts = orders_and_parts[:count], orders_and_parts[count:]
+        ctx.save_for_backward(*orders)
+        rows = parts[0].new_empty(sum(len(part) for part in parts), parts[0].shape[1])
+        for order, part in zip(orders, parts):
+            rows.index_copy_(0, order, part)
+        return rows
 
     @staticmethod
     def backward(ctx, grad):
-        order, inverse = ctx.saved_tensors
-        return _Permute.apply(grad, inverse, order), None, None
+        orders = ctx.saved_tensors
+        return *[None] * len(orders), *_Gather.apply(grad, *orders)

@@ -1,16 +1,43 @@
-"""Attention of one group of windows through PyTorch's fused kernels, which keep no N x N tensor."""
+"""Attention inside windows through ``scaled_dot_product_attention``, which keeps no N x N tensor of every window."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..position_bias import window_bias
+from ..windows import WindowGroup
+from .reference import cosine, merge_heads, split_heads
+
+# cuDNN's attention has given wrong results for a bias beside bfloat16 queries, and NaN gradients (pytorch issues 191612
+# and 196678). The flash kernels take no bias.
+CUDA_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+ALIGNMENT = 8  # elements; rows of a bias that start elsewhere make the memory-efficient kernel copy it, or refuse it
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """`reference.attention` by ``scaled_dot_product_attention``.
+def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup]) -> Tensor:
+    """As `reference.attention`; agrees with it to the rounding of the dtype of ``qkv``.
 
-    The kernels accumulate logits and softmax in float32 whatever the dtype of their operands. The bias goes in as
-    ``(1, heads, N, N)`` and in the dtype of ``v``: on CPU a 3-D bias falls to the slow path, on CUDA some versions
-    give wrong results for a float32 bias beside bfloat16 queries.
-
-    Args and returns as `reference.attention`; agrees with it to the rounding of the dtype of ``v``.
+    The kernels accumulate logits and softmax in float32 whatever the dtype of their operands, which are rounded to that
+    of ``qkv``, the bias too.
     """
-    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=bias.to(v.dtype), scale=1.0)
+    outs = []
+    on_cuda = qkv.device.type == 'cuda'
+    with torch.autocast(qkv.device.type, enabled=False), sdpa_kernel(CUDA_BACKENDS) if on_cuda else nullcontext():
+        for group, tokens in zip(groups, qkv.split([group.num_tokens for group in groups])):
+            q, k, v = split_heads(tokens, group, len(table))
+            q, k = (cosine(q) * scale).to(v.dtype), cosine(k).to(v.dtype)
+            bias = window_bias(table, group.height, group.width).to(v.dtype)
+            # Four dimensions: on CPU three fall to the slow path.
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=_aligned(bias)[None], scale=1.0)
+            outs.append(merge_heads(out))
+    return torch.cat(outs)
+
+
+def _aligned(bias):
+    """The same (heads, N, N), with rows that start at multiples of `ALIGNMENT` elements in memory."""
+    num_keys = bias.shape[-1]
+    return F.pad(bias, (0, -num_keys % ALIGNMENT))[..., :num_keys]

@@ -1,0 +1,174 @@
+"""Attention inside windows on CPU, for inference and training, in tiles that stay in the cache.
+
+Forward, PyTorch's flash kernel for CPU attends in each tile and gives the logarithm of every softmax denominator. With
+it, backward recomputes the attention weights tile by tile (as FlashAttention-2, arXiv 2307.08691, section 3.1), and
+gives the position bias the gradient that PyTorch's own backward of that kernel does not. What is kept between the two
+is linear in the tokens: nothing of N x N outlives a tile.
+
+Both are custom operators, so that `torch.compile` takes them as they are instead of tracing every tile.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..position_bias import fold_reversed_bias, reversed_window_bias, table_centre
+from ..windows import WindowGroup
+
+TILE = 2**18  # attention weights in a tile, 1 MiB in float32
+FORWARD = 2**21
+EPS = 1e-12  # of the norms, as in `torch.nn.functional.normalize`
+
+flash_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup]) -> Tensor:
+    """As `reference.attention`, once differentiable; computes in float32 or wider, whatever the dtype of ``qkv``."""
+    return window_attention(qkv, scale, table, [size for group in groups for size in group])[0]
+
+
+@torch.library.custom_op('swinv2_mm::window_attention', mutates_args=(), device_types='cpu')
+def window_attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The output, (T, heads * d), and the logarithms of the softmax denominators, (T, heads)."""
+    num_heads = len(table)
+    out, log_sums = qkv.new_empty(len(qkv), qkv.shape[1] // 3), scale.new_empty(len(qkv), num_heads)
+    with torch.autocast('cpu', enabled=False):
+        for height, width, tokens, heads, tiles in _tiles(groups, num_heads, FORWARD):
+            qkv_of = _in_windows(qkv[tokens], height * width, 3 * num_heads).unflatten(1, (3, num_heads))[:, :, heads]
+            out_of, log_sums_of = (_in_windows(x[tokens], height * width, num_heads)[:, heads] for x in (out, log_sums))
+            bias = reversed_window_bias(table[heads], height, width)[None]
+            for tile in tiles:
+                q, k, v, _ = _operands(qkv_of[tile])
+                attended, log_sum = flash_kernel(q.mul_(scale[heads]), k, v, attn_mask=bias, scale=1.0)
+                out_of[tile] = attended
+                log_sums_of[tile] = log_sum.unsqueeze(-1)
+    return out, log_sums
+
+
+@window_attention.register_fake
+def _(qkv, scale, table, groups):
+    return qkv.new_empty(len(qkv), qkv.shape[1] // 3), scale.new_empty(len(qkv), len(table))
+
+
+@torch.library.custom_op('swinv2_mm::window_attention_backward', mutates_args=(), device_types='cpu')
+def window_attention_backward(
+    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, out: Tensor, log_sums: Tensor, groups: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``qkv``, ``scale`` and ``table``."""
+    num_heads = len(table)
+    grad_qkv, grad_scale, grad_table = torch.empty_like(qkv), torch.zeros_like(scale), torch.zeros_like(table)
+    with torch.autocast('cpu', enabled=False):
+        for height, width, tokens, heads, tiles in _tiles(groups, num_heads, TILE):
+            qkv_of, grad_qkv_of = (
+                _in_windows(x[tokens], height * width, 3 * num_heads).unflatten(1, (3, num_heads))[:, :, heads]
+                for x in (qkv, grad_qkv)
+            )
+            grad_of, out_of, log_sums_of = (
+                _in_windows(x[tokens], height * width, num_heads)[:, heads] for x in (grad, out, log_sums)
+            )
+            bias = reversed_window_bias(table[heads], height, width)
+            grad_bias = torch.zeros_like(bias)
+            for tile in tiles:
+                *qkv_tile, norms = _operands(qkv_of[tile])
+                q, k, v, grad_out = (x.to(table.dtype).contiguous() for x in (*qkv_tile, grad_of[tile]))
+                sums = (grad_out * out_of[tile]).sum(-1, keepdim=True)  # what softmax takes off every row's gradient
+                grads = _tile_backward(grad_out, q * scale[heads], k, v, bias, log_sums_of[tile], sums, grad_bias)
+                grad_scale[heads] += (grads[0] * q).sum((0, 2, 3)).view(-1, 1, 1)
+                grads[0].mul_(scale[heads])
+                for grad_unit, unit, norm in zip(grads, (q, k), norms):
+                    _normalize_backward_(grad_unit, unit, norm)
+                grad_qkv_of[tile, 0] = grads[0]
+                grad_qkv_of[tile, 1:] = grads[1:].flip(3).transpose(0, 1)
+            table_centre(grad_table[heads], height, width).add_(fold_reversed_bias(grad_bias, height, width))
+    return grad_qkv, grad_scale, grad_table
+
+
+@window_attention_backward.register_fake
+def _(grad, qkv, scale, table, out, log_sums, groups):
+    return torch.empty_like(qkv), torch.empty_like(scale), torch.empty_like(table)
+
+
+def _save_for_backward(ctx, inputs, output):
+    *tensors, ctx.groups = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward(ctx, grad, _):
+    return *window_attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.groups), None
+
+
+window_attention.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _tiles(groups: Sequence[int], num_heads: int, size: int) -> Iterator[tuple[int, int, slice, slice, list[slice]]]:
+    """Height, width and tokens of a group, some heads, and the windows of each tile: at most `TILE` attention weights.
+
+    Heads are the outer loop, so that their bias is made once for all windows and stays in the cache.
+    """
+    end = 0
+    for height, width, count in zip(groups[::3], groups[1::3], groups[2::3]):
+        start, end = end, end + height * width * count
+        heads = min(max(size // (height * width) ** 2, 1), num_heads)
+        windows = max(size // ((height * width) ** 2 * heads), 1)
+        tiles = [slice(i, i + windows) for i in range(0, count, windows)]
+        for i in range(0, num_heads, heads):
+            yield height, width, slice(start, end), slice(i, i + heads), tiles
+
+
+def _in_windows(x: Tensor, num_tokens: int, num_heads: int) -> Tensor:
+    """A view, ``(windows, heads, N, d)``, of tokens ``(windows*N, heads*d)``."""
+    return x.view(-1, num_tokens, num_heads, x.shape[1] // num_heads).transpose(1, 2)
+
+
+def _operands(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Unit queries, unit keys and values of a tile, keys and values last to first, and the norms there were.
+
+    Args:
+        qkv (Tensor): (windows, 3, heads, N, d).
+
+    Returns:
+        tuple: three new (windows, heads, N, d) in float32 or wider, and the norms of two, (windows, heads, N, 1) each.
+    """
+    qkv = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+    q, (k, v) = qkv[:, 0], qkv[:, 1:].flip(3).unbind(1)
+    norms = tuple(torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (q, k))
+    return q / norms[0].clamp(min=EPS), k.div_(norms[1].clamp(min=EPS)), v, norms
+
+
+def _normalize_backward_(grad: Tensor, unit: Tensor, norm: Tensor) -> None:
+    """Turn the gradient of a unit vector into that of the vector it was made of, in place."""
+    along = (grad * unit).sum(-1, keepdim=True) * (norm > EPS)
+    grad.addcmul_(unit, along, value=-1).div_(norm.clamp(min=EPS))
+
+
+def _tile_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, log_sums: Tensor, sums: Tensor, grad_bias: Tensor
+) -> Tensor:
+    """The gradients of one tile, with attention weights recomputed some rows of queries at a time.
+
+    Args:
+        grad (Tensor), q (Tensor), k (Tensor), v (Tensor): (windows, heads, N, d), ``grad`` that of the output.
+        bias (Tensor), grad_bias (Tensor): (heads, N, N); to the latter the gradient of the former is added.
+        log_sums (Tensor), sums (Tensor): (windows, heads, N, 1).
+
+    Returns:
+        Tensor: (3, windows, heads, N, d), the gradients of ``q``, ``k`` and ``v``.
+    """
+    windows, heads, num_tokens, _ = q.shape
+    grads = q.new_zeros(3, *q.shape)
+    grad_q, grad_k, grad_v = grads.flatten(1, 2)
+    grad, q, k, v = (x.flatten(0, 1) for x in (grad, q, k, v))
+    rows = max(TILE // (windows * heads * num_tokens), 1)
+    for i in range(0, num_tokens, rows):
+        r = slice(i, i + rows)
+        weights = q[:, r] @ k.mT
+        weights.unflatten(0, (windows, heads)).add_(bias[:, r]).sub_(log_sums[:, :, r]).exp_()
+        grad_v.baddbmm_(weights.mT, grad[:, r])
+        grad_logits = grad[:, r] @ v.mT
+        of_windows = grad_logits.unflatten(0, (windows, heads)).sub_(sums[:, :, r])
+        grad_logits.mul_(weights)
+        grad_bias[:, r] += of_windows[0] if windows == 1 else of_windows.sum(0)
+        grad_q[:, r].baddbmm_(grad_logits, k)
+        grad_k.baddbmm_(grad_logits.mT, q[:, r])
+    return grads
