@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from numbers import Integral
 from operator import index
 
@@ -20,10 +20,9 @@ from .attention import WindowAttention
 from .checkpoint import load_pretrained
 from .ops.linear import Linear
 from .pretrained_windows import windows_from_tables, windows_stated
-from .windows import Windows, map_windows, partition
+from .windows import Windows, largest_window, map_windows, partition
 
 PART_SIZE = 2**19  # elements of a part of the map on CPU: what a block computes of it stays in the cache
-_partition_once = lru_cache(maxsize=16)(partition)  # a forward pass of four stages takes eight
 
 
 class DropPath(nn.Module):
@@ -96,7 +95,10 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+        hidden = self.fc1(x)
+        if isinstance(self.fc2, Linear) and not (self.training and self.drop.p > 0):
+            return self.fc2.of_gelu(hidden)
+        return self.drop(self.fc2(self.drop(F.gelu(hidden))))
 
 
 class Block(nn.Module):
@@ -141,7 +143,7 @@ class Block(nn.Module):
             parts (Sequence[Windows]): windows of the map, which together have every token once.
             with_cp (bool): whether each part runs again in the backward pass instead of keeping what it computed.
         """
-        table = self.attn.position_bias(*(max(sizes) for sizes in zip(*(part.largest for part in parts))))
+        table = self.attn.position_bias(*largest_window(parts))
         kept = self.drop_path(x), self.drop_path(x)  # of the branches, drawn once for all parts
 
         def forward(tokens, part):
@@ -190,9 +192,8 @@ class Stage(nn.Module):
         return x
 
     def _parts(self, x, shift):
-        compiling = torch.compiler.is_compiling()
-        windows = (partition if compiling else _partition_once)(*x.shape[:3], self.window_size, shift, x.device)
-        if compiling or x.device.type != 'cpu':
+        windows = partition(*x.shape[:3], self.window_size, shift, x.device)
+        if x.device.type != 'cpu' or torch.compiler.is_compiling():
             return [windows]
         return windows.split(max(PART_SIZE // x.shape[3], 1))
 

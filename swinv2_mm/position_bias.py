@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -193,10 +194,22 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
         """As `PositionBias.table`, under any autocast: the bias reaches 16, where bfloat16 steps are 1/16."""
         hidden, _, out = self
         dtype = torch.promote_types(out.weight.dtype, torch.float32)
-        coordinates = self.coordinates(height, width, self.pretrained_window, out.weight.device, dtype)
+        coordinates = self._coordinates(height, width, self.pretrained_window, out.weight.device, dtype)
         with torch.autocast(out.weight.device.type, enabled=False):
             features = F.relu(F.linear(coordinates, hidden.weight.to(dtype), hidden.bias.to(dtype)))
             return 16 * torch.sigmoid(F.linear(features, out.weight.to(dtype))).permute(2, 0, 1)
+
+
+    def _coordinates(self, *args):
+        if torch.compiler.is_compiling():
+            return self.coordinates(*args)
+        return _kept_coordinates(type(self).coordinates, *args)
+
+
+@lru_cache(maxsize=16)
+def _kept_coordinates(function, *args):
+    with torch.inference_mode(False):  # what is kept may have to serve a forward pass with gradients
+        return function(*args)
 
 
 class LinearContinuousPositionBias(ContinuousPositionBias):

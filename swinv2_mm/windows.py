@@ -5,6 +5,7 @@ every window the same size. Cutting each axis into segments of unequal size give
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -34,11 +35,6 @@ class Windows(NamedTuple):
 
     groups: tuple[WindowGroup, ...]
     order: Tensor
-
-    @property
-    def largest(self) -> tuple[int, int]:
-        """Height and width in tokens that no window exceeds."""
-        return max(group.height for group in self.groups), max(group.width for group in self.groups)
 
     def split(self, max_tokens: int) -> list['Windows']:
         """Parts of whole windows with at most ``max_tokens`` tokens each, or one window where that is larger."""
@@ -83,13 +79,26 @@ def axis_segments(length: int, window: int, shift: int) -> dict[int, list[int]]:
 def partition(batch: int, height: int, width: int, window: int, shift: int, device=None) -> Windows:
     """Partition a ``(batch, height, width)`` map into ragged windows: the product of its row and column segments.
 
+    The last 16 partitions are kept, twice what a backbone of four stages needs for one image size.
+
     Args:
         batch (int), height (int), width (int): the map's shape in tokens.
         window (int): window size in tokens.
         shift (int): offset of the window grid in tokens, 0 in even blocks and ``window // 2`` in odd blocks.
         device (torch.device, optional): where the index tensors live.
     """
+    if torch.compiler.is_compiling():
+        return _partition(batch, height, width, window, shift, device)
+    return _kept_partition(batch, height, width, window, shift, device)
 
+
+@lru_cache(maxsize=16)
+def _kept_partition(*args):
+    with torch.inference_mode(False):  # what is kept may have to serve a forward pass with gradients
+        return _partition(*args)
+
+
+def _partition(batch, height, width, window, shift, device):
     def places(starts, size):
         return torch.tensor(starts, device=device)[:, None] + torch.arange(size, device=device)  # (count, size)
 
@@ -102,6 +111,12 @@ def partition(batch: int, height: int, width: int, window: int, shift: int, devi
             orders.append(((images * height + rows) * width + columns).flatten())  # (B, rows, columns, h, w) flat
             groups.append(WindowGroup(h, w, batch * len(row_starts) * len(column_starts)))
     return Windows(tuple(groups), torch.cat(orders))
+
+
+def largest_window(parts: Sequence[Windows]) -> tuple[int, int]:
+    """Height and width in tokens that no window exceeds."""
+    groups = [group for part in parts for group in part.groups]
+    return max(group.height for group in groups), max(group.width for group in groups)
 
 
 def gather(x: Tensor, parts: Sequence[Windows]) -> tuple[Tensor, ...]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from ..position_bias import fold_reversed_bias, reversed_window_bias, table_centre
 from ..windows import WindowGroup
 
-TILE = 2**18  # attention weights in a tile, 1 MiB in float32
-FORWARD = 2**21
+TILE = 2**21  # attention weights in a tile
+WEIGHTS = 2**19  # attention weights that backward has at once, 2 MiB in float32
 EPS = 1e-12  # of the norms, as in `torch.nn.functional.normalize`
 
 flash_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -34,7 +34,7 @@ def window_attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence
     num_heads = len(table)
     out, log_sums = qkv.new_empty(len(qkv), qkv.shape[1] // 3), scale.new_empty(len(qkv), num_heads)
     with torch.autocast('cpu', enabled=False):
-        for height, width, tokens, heads, tiles in _tiles(groups, num_heads, FORWARD):
+        for height, width, tokens, heads, tiles in _tiles(groups, num_heads):
             qkv_of = _in_windows(qkv[tokens], height * width, 3 * num_heads).unflatten(1, (3, num_heads))[:, :, heads]
             out_of, log_sums_of = (_in_windows(x[tokens], height * width, num_heads)[:, heads] for x in (out, log_sums))
             bias = reversed_window_bias(table[heads], height, width)[None]
@@ -59,7 +59,7 @@ def window_attention_backward(
     num_heads = len(table)
     grad_qkv, grad_scale, grad_table = torch.empty_like(qkv), torch.zeros_like(scale), torch.zeros_like(table)
     with torch.autocast('cpu', enabled=False):
-        for height, width, tokens, heads, tiles in _tiles(groups, num_heads, TILE):
+        for height, width, tokens, heads, tiles in _tiles(groups, num_heads):
             qkv_of, grad_qkv_of = (
                 _in_windows(x[tokens], height * width, 3 * num_heads).unflatten(1, (3, num_heads))[:, :, heads]
                 for x in (qkv, grad_qkv)
@@ -73,11 +73,12 @@ def window_attention_backward(
                 *qkv_tile, norms = _operands(qkv_of[tile])
                 q, k, v, grad_out = (x.to(table.dtype).contiguous() for x in (*qkv_tile, grad_of[tile]))
                 sums = (grad_out * out_of[tile]).sum(-1, keepdim=True)  # what softmax takes off every row's gradient
-                grads = _tile_backward(grad_out, q * scale[heads], k, v, bias, log_sums_of[tile], sums, grad_bias)
-                grad_scale[heads] += (grads[0] * q).sum((0, 2, 3)).view(-1, 1, 1)
-                grads[0].mul_(scale[heads])
-                for grad_unit, unit, norm in zip(grads, (q, k), norms):
-                    _normalize_backward_(grad_unit, unit, norm)
+                grads = _attention_backward(
+                    grad_out, q * scale[heads], k, v, bias, log_sums_of[tile], sums, grad_bias
+                )
+                along = _normalize_backward_(grads[0], q, norms[0] / scale[heads])
+                grad_scale[heads] += along.sum((0, 2)).view(-1, 1, 1)
+                _normalize_backward_(grads[1], k, norms[1])
                 grad_qkv_of[tile, 0] = grads[0]
                 grad_qkv_of[tile, 1:] = grads[1:].flip(3).transpose(0, 1)
             table_centre(grad_table[heads], height, width).add_(fold_reversed_bias(grad_bias, height, width))
@@ -101,7 +102,7 @@ def _backward(ctx, grad, _):
 window_attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _tiles(groups: Sequence[int], num_heads: int, size: int) -> Iterator[tuple[int, int, slice, slice, list[slice]]]:
+def _tiles(groups: Sequence[int], num_heads: int) -> Iterator[tuple[int, int, slice, slice, list[slice]]]:
     """Height, width and tokens of a group, some heads, and the windows of each tile: at most `TILE` attention weights.
 
     Heads are the outer loop, so that their bias is made once for all windows and stays in the cache.
@@ -109,8 +110,8 @@ def _tiles(groups: Sequence[int], num_heads: int, size: int) -> Iterator[tuple[i
     end = 0
     for height, width, count in zip(groups[::3], groups[1::3], groups[2::3]):
         start, end = end, end + height * width * count
-        heads = min(max(size // (height * width) ** 2, 1), num_heads)
-        windows = max(size // ((height * width) ** 2 * heads), 1)
+        heads = min(max(TILE // (height * width) ** 2, 1), num_heads)
+        windows = max(TILE // ((height * width) ** 2 * heads), 1)
         tiles = [slice(i, i + windows) for i in range(0, count, windows)]
         for i in range(0, num_heads, heads):
             yield height, width, slice(start, end), slice(i, i + heads), tiles
@@ -136,16 +137,21 @@ def _operands(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor
     return q / norms[0].clamp(min=EPS), k.div_(norms[1].clamp(min=EPS)), v, norms
 
 
-def _normalize_backward_(grad: Tensor, unit: Tensor, norm: Tensor) -> None:
-    """Turn the gradient of a unit vector into that of the vector it was made of, in place."""
-    along = (grad * unit).sum(-1, keepdim=True) * (norm > EPS)
+def _normalize_backward_(grad: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
+    """Turn the gradient of unit vectors into that of the vectors they were made of, in place.
+
+    Returns:
+        Tensor: the components of the former along the unit vectors, (windows, heads, N, 1).
+    """
+    along = (grad * unit).sum(-1, keepdim=True)
     grad.addcmul_(unit, along, value=-1).div_(norm.clamp(min=EPS))
+    return along
 
 
-def _tile_backward(
+def _attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, log_sums: Tensor, sums: Tensor, grad_bias: Tensor
 ) -> Tensor:
-    """The gradients of one tile, with attention weights recomputed some rows of queries at a time.
+    """The gradients of the operands, with attention weights recomputed `WEIGHTS` at a time.
 
     Args:
         grad (Tensor), q (Tensor), k (Tensor), v (Tensor): (windows, heads, N, d), ``grad`` that of the output.
@@ -157,18 +163,21 @@ def _tile_backward(
     """
     windows, heads, num_tokens, _ = q.shape
     grads = q.new_zeros(3, *q.shape)
-    grad_q, grad_k, grad_v = grads.flatten(1, 2)
-    grad, q, k, v = (x.flatten(0, 1) for x in (grad, q, k, v))
-    rows = max(TILE // (windows * heads * num_tokens), 1)
-    for i in range(0, num_tokens, rows):
-        r = slice(i, i + rows)
-        weights = q[:, r] @ k.mT
-        weights.unflatten(0, (windows, heads)).add_(bias[:, r]).sub_(log_sums[:, :, r]).exp_()
-        grad_v.baddbmm_(weights.mT, grad[:, r])
-        grad_logits = grad[:, r] @ v.mT
-        of_windows = grad_logits.unflatten(0, (windows, heads)).sub_(sums[:, :, r])
-        grad_logits.mul_(weights)
-        grad_bias[:, r] += of_windows[0] if windows == 1 else of_windows.sum(0)
-        grad_q[:, r].baddbmm_(grad_logits, k)
-        grad_k.baddbmm_(grad_logits.mT, q[:, r])
+    at_once = max(WEIGHTS // (heads * num_tokens**2), 1)
+    rows = max(WEIGHTS // (heads * num_tokens), 1)
+    for i in range(0, windows, at_once):
+        w = slice(i, i + at_once)
+        grad_q, grad_k, grad_v = (x[w].flatten(0, 1) for x in grads)
+        grad_w, q_w, k_w, v_w = (x[w].flatten(0, 1) for x in (grad, q, k, v))  # (windows*heads, N, d)
+        for j in range(0, num_tokens, rows):
+            r = slice(j, j + rows)
+            weights = q_w[:, r] @ k_w.mT
+            weights.unflatten(0, (-1, heads)).add_(bias[:, r]).sub_(log_sums[w, :, r]).exp_()
+            grad_v.baddbmm_(weights.mT, grad_w[:, r])
+            grad_logits = grad_w[:, r] @ v_w.mT
+            of_windows = grad_logits.unflatten(0, (-1, heads)).sub_(sums[w, :, r])
+            grad_logits.mul_(weights)
+            grad_bias[:, r] += of_windows[0] if len(of_windows) == 1 else of_windows.sum(0)
+            grad_q[:, r].baddbmm_(grad_logits, k_w)
+            grad_k.baddbmm_(grad_logits.mT, q_w[:, r])
     return grads

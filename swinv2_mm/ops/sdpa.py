@@ -31,8 +31,8 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
             q, k, v = split_heads(tokens, group, len(table))
             q, k = (cosine(q) * scale).to(v.dtype), cosine(k).to(v.dtype)
             bias = window_bias(table, group.height, group.width).to(v.dtype)
-            # Four dimensions: on CPU three fall to the slow path.
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=_aligned(bias)[None], scale=1.0)
+            bias = (_aligned(bias) if on_cuda else bias)[None]  # on CPU three dimensions fall to the slow path
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
             outs.append(merge_heads(out))
     return torch.cat(outs)
 
