@@ -1,4 +1,4 @@
-"""Other implementations of Swin V2, each as a backbone with a pyramid of four maps, for tests and benchmarks."""
+"""Other implementations of Swin V2, each as a backbone with four maps: what benchmarks and tests compare with."""
 
 import importlib.util
 import sys
@@ -14,6 +14,10 @@ from swinv2_mm import SwinTransformerV2
 from swinv2_mm.arch import Arch, parse_arch
 
 ORACLES = Path(sys.prefix, 'oracles')  # where tools/install.py puts them
+
+
+class NotAvailableError(Exception):
+    """An implementation is not installed, or can't do a size. The message is one line."""
 
 
 def import_libraries() -> SimpleNamespace:
@@ -36,6 +40,157 @@ def import_libraries() -> SimpleNamespace:
     finally:
         sys.path.remove(str(ORACLES))
     return SimpleNamespace(torchvision=torchvision, timm=timm, mmpretrain=backbones)
+
+
+def build(name: str, arch: str, size: tuple[int, int], window: int, official: str | None = None) -> nn.Module:
+    """Build an implementation with random weights, without stochastic depth.
+
+    Args:
+        name (str): ``swinv2_mm`` or one of `PEERS`.
+        arch (str): as in `SwinTransformerV2`.
+        size (tuple[int]): height and width of the image in pixels.
+        window (int): window size in tokens, for all stages.
+        official (str, optional): path of the official ``models/swin_transformer_v2.py``.
+
+    Returns:
+        nn.Module: an image ``(B, 3, H, W)`` of that size to a sequence of four maps.
+
+    Raises:
+        NotAvailableError: it isn't installed, or can't do this.
+    """
+    if name == 'swinv2_mm':
+        return SwinTransformerV2(arch, window_size=window, drop_path_rate=0.0)
+    try:
+        return PEERS[name](parse_arch(arch), size, window, official)
+    except ImportError as error:
+        raise NotAvailableError(f'{name} is not installed: {error}') from error
+
+
+class Padded(nn.Module):
+    """A backbone that wants whole patches, given an image zero-padded to them."""
+
+    def __init__(self, backbone: nn.Module, maps: Callable = tuple):
+        super().__init__()
+        self.backbone, self.maps = backbone, maps
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        height, width = image.shape[-2:]
+        return self.maps(self.backbone(F.pad(image, (0, -width % 4, 0, -height % 4))))
+
+
+class StageByStage(nn.Module):
+    """The map after the last block of every stage, of a classifier with ``layers`` and ``patch_embed``."""
+
+    def __init__(self, classifier: nn.Module):
+        super().__init__()
+        self.patch_embed, self.layers = classifier.patch_embed, classifier.layers
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        maps, x = [], self.patch_embed(image)
+        for layer in self.layers:
+            for block in layer.blocks:
+                x = block(x)
+            maps.append(x)
+            if layer.downsample is not None:
+                x = layer.downsample(x)
+        return tuple(maps)
+
+
+def _transformers(arch: Arch, size, window, _):
+    from transformers import Swinv2Backbone, Swinv2Config
+
+    config = Swinv2Config(
+        image_size=[_whole_patches(side) for side in size],
+        embed_dim=arch.embed_dims,
+        depths=arch.depths,
+        num_heads=arch.num_heads,
+        window_size=window,
+        drop_path_rate=0.0,
+        out_features=['stage1', 'stage2', 'stage3', 'stage4'],
+    )
+    return Padded(Swinv2Backbone(config), maps=lambda out: out.feature_maps)
+
+
+def _timm(arch: Arch, size, window, _):
+    model = import_libraries().timm.create_model(
+        'swinv2_tiny_window8_256',
+        features_only=True,
+        img_size=[_whole_patches(side) for side in size],
+        embed_dim=arch.embed_dims,
+        depths=arch.depths,
+        num_heads=arch.num_heads,
+        window_size=window,
+        drop_path_rate=0.0,
+    )
+    return Padded(model)
+
+
+def _mmpretrain(arch: Arch, size, window, _):
+    return import_libraries().mmpretrain.SwinTransformerV2(
+        arch=dict(arch._asdict()),
+        img_size=size,
+        window_size=[min(window, -(-min(size) // stride)) for stride in (4, 8, 16, 32)],  # it shrinks none to the map
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=0.0,
+        pad_small_map=True,
+    )
+
+
+def _torchvision(arch: Arch, size, window, _):
+    swin = import_libraries().torchvision.models.swin_transformer
+    classifier = swin.SwinTransformer(
+        patch_size=[4, 4],
+        embed_dim=arch.embed_dims,
+        depths=arch.depths,
+        num_heads=arch.num_heads,
+        window_size=[window, window],
+        stochastic_depth_prob=0.0,
+        block=swin.SwinTransformerBlockV2,
+        downsample_layer=swin.PatchMergingV2,
+    )
+    stem, *stages = classifier.features
+    layers = [nn.Module() for _ in arch.depths]
+    for layer, blocks, downsample in zip(layers, stages[::2], [*stages[1::2], None]):
+        layer.blocks, layer.downsample = blocks, downsample
+    classifier.patch_embed, classifier.layers = stem, nn.ModuleList(layers)
+    return Padded(StageByStage(classifier))
+
+
+def _official(arch: Arch, size, window, path):
+    if path is None:
+        raise NotAvailableError('official is in no package: pass --official PATH_OF_swin_transformer_v2.py')
+    if arch.extra_norm_every_n_blocks:
+        raise NotAvailableError('official has no extra norms')
+    if any(side % 32 or (side // 4 // 2**i) % min(window, side // 4 // 2**i) for side in size for i in range(4)):
+        raise NotAvailableError(f'official needs maps that divide into windows, not {size[0]}x{size[1]}')
+    import_libraries()
+    spec = importlib.util.spec_from_file_location('official_swin_transformer_v2', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return StageByStage(
+        module.SwinTransformerV2(
+            img_size=size,
+            embed_dim=arch.embed_dims,
+            depths=arch.depths,
+            num_heads=arch.num_heads,
+            window_size=window,
+            drop_path_rate=0.0,
+            num_classes=0,
+        )
+    )
+
+
+PEERS = {
+    'transformers': _transformers,
+    'timm': _timm,
+    'mmpretrain': _mmpretrain,
+    'torchvision': _torchvision,
+    'official': _official,
+}
+
+
+def _whole_patches(side):
+    return side + -side % 4
 
 
 def _import_torchvision():
