@@ -199,7 +199,6 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
             features = F.relu(F.linear(coordinates, hidden.weight.to(dtype), hidden.bias.to(dtype)))
             return 16 * torch.sigmoid(F.linear(features, out.weight.to(dtype))).permute(2, 0, 1)
 
-
     def _coordinates(self, *args):
         if torch.compiler.is_compiling():
             return self.coordinates(*args)

@@ -121,12 +121,12 @@ def largest_window(parts: Sequence[Windows]) -> tuple[int, int]:
 
 def gather(x: Tensor, parts: Sequence[Windows]) -> tuple[Tensor, ...]:
     """Put the tokens of a map ``(B, H, W, C)`` into window order: ``(T, C)`` for each part."""
-    return _Gather.apply(x.flatten(0, 2), *(part.order for part in parts))
+    return _Gather.apply(x.flatten(0, 2), tuple(part.order for part in parts))
 
 
 def scatter(tokens: Sequence[Tensor], parts: Sequence[Windows], batch: int, height: int, width: int) -> Tensor:
     """Put the tokens of all parts, ``(T, C)`` each, back onto their map ``(B, H, W, C)``: the inverse of `gather`."""
-    return _Scatter.apply(*(part.order for part in parts), *tokens).view(batch, height, width, -1)
+    return _Scatter.apply(tuple(part.order for part in parts), *tokens).view(batch, height, width, -1)
 
 
 def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts: Sequence[Windows]) -> Tensor:
@@ -153,24 +153,21 @@ class _Gather(torch.autograd.Function):
     """Rows in the order of each part. The gradient goes back row for row, where `index_select` would add to zeros."""
 
     @staticmethod
-    def forward(ctx, rows, *orders):
-        ctx.save_for_backward(*orders)
+    def forward(ctx, rows, orders):
+        ctx.orders = orders
         return tuple(rows.index_select(0, order) for order in orders)
 
     @staticmethod
     def backward(ctx, *grads):
-        orders = ctx.saved_tensors
-        return _Scatter.apply(*orders, *grads), *[None] * len(orders)
+        return _Scatter.apply(ctx.orders, *grads), None
 
 
 class _Scatter(torch.autograd.Function):
-    """The inverse of `_Gather`, given as many orders and then as many parts."""
+    """The inverse of `_Gather`."""
 
     @staticmethod
-    def forward(ctx, *orders_and_parts):
-        count = len(orders_and_parts) // 2
-        orders, parts = orders_and_parts[:count], orders_and_parts[count:]
-        ctx.save_for_backward(*orders)
+    def forward(ctx, orders, *parts):
+        ctx.orders = orders
         rows = parts[0].new_empty(sum(len(part) for part in parts), parts[0].shape[1])
         for order, part in zip(orders, parts):
             rows.index_copy_(0, order, part)
@@ -178,5 +175,4 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        orders = ctx.saved_tensors
-        return *[None] * len(orders), *_Gather.apply(grad, *orders)
+        return None, *_Gather.apply(grad, ctx.orders)

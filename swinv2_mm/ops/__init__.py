@@ -14,9 +14,7 @@ VARIABLE = 'SWINV2_MM_ATTENTION'  # the environment variable that forces a path
 forced = os.environ.get(VARIABLE)
 
 
-def attention(
-    qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], dropout: float = 0.0
-) -> Tensor:
+def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], dropout: float = 0.0) -> Tensor:
     """`reference.attention` by the fastest path that has what the call needs; arguments and returns are the same.
 
     The environment variable ``SWINV2_MM_ATTENTION`` forces one, for comparison: ``reference``, ``sdpa`` or ``flash``.
@@ -38,7 +36,6 @@ def _fastest(qkv, scale, table, dropout):
     if dropout > 0:
         return 'reference'
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, scale, table))
-    # A compiler takes tiles as one opaque operator. Without gradients it can do more with PyTorch's own.
-    if qkv.device.type == 'cpu' and (needs_grad or not torch.compiler.is_compiling()):
-        return 'flash'
-    return 'sdpa'
+    # Without gradients a compiler can do more with PyTorch's own operators, and an exported graph should have no others.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return 'flash' if qkv.device.type == 'cpu' and (needs_grad or not traced) else 'sdpa'

@@ -73,9 +73,7 @@ def window_attention_backward(
                 *qkv_tile, norms = _operands(qkv_of[tile])
                 q, k, v, grad_out = (x.to(table.dtype).contiguous() for x in (*qkv_tile, grad_of[tile]))
                 sums = (grad_out * out_of[tile]).sum(-1, keepdim=True)  # what softmax takes off every row's gradient
-                grads = _attention_backward(
-                    grad_out, q * scale[heads], k, v, bias, log_sums_of[tile], sums, grad_bias
-                )
+                grads = _attention_backward(grad_out, q * scale[heads], k, v, bias, log_sums_of[tile], sums, grad_bias)
                 along = _normalize_backward_(grads[0], q, norms[0] / scale[heads])
                 grad_scale[heads] += along.sum((0, 2)).view(-1, 1, 1)
                 _normalize_backward_(grads[1], k, norms[1])

@@ -29,15 +29,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     PyTorch itself copies the bias over the output and calls MKL, which takes 1.05 to 1.2 times as long on the machine
     that docs/performance.md names.
     """
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    if needs_grad or not _suits_onednn(x, weight) or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+    if _suits_onednn(x, weight, bias):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+    return F.linear(x, weight, bias)
 
 
-def _suits_onednn(x, weight):
+def _suits_onednn(x, weight, bias):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled('cpu'):
+        return False
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return False
     plain = all(t.device.type == 'cpu' and t.dtype == torch.float32 for t in (x, weight))
-    return plain and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled('cpu')
+    return plain and torch.backends.mkldnn.is_available()
 
 
 class _GeluLinear(torch.autograd.Function):

@@ -10,9 +10,7 @@ from ..position_bias import window_bias
 from ..windows import WindowGroup
 
 
-def attention(
-    qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], dropout: float = 0.0
-) -> Tensor:
+def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], dropout: float = 0.0) -> Tensor:
     """``softmax(cos(q, k) * scale + bias) v`` inside each window (sections 3.2 and 3.3).
 
     Cosines, logits and softmax are in float32 or wider, under any autocast.
