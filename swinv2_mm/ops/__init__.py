@@ -24,7 +24,7 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     """
     path = forced or _fastest(qkv, scale, table, dropout)
     if path not in PATHS:
-        raise ValueError(f'{VARIABLE} must be one of {", ".join(PATHS)}, got {path!r}')
+        raise ValueError(f'{VARIABLE}={path} is no path: set it to one of {", ".join(PATHS)}, or unset it')
     if path == 'reference':
         return reference.attention(qkv, scale, table, groups, dropout)
     if dropout > 0:
@@ -36,6 +36,6 @@ def _fastest(qkv, scale, table, dropout):
     if dropout > 0:
         return 'reference'
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, scale, table))
-    # Without gradients a compiler can do more with PyTorch's own operators, and an exported graph should have no others.
+    # Without gradients a compiler does more with PyTorch's own operators, and an exported graph should have no others.
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return 'flash' if qkv.device.type == 'cpu' and (needs_grad or not traced) else 'sdpa'

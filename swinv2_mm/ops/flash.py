@@ -1,9 +1,8 @@
 """Attention inside windows on CPU, for inference and training, in tiles that stay in the cache.
 
-Forward, PyTorch's flash kernel for CPU attends in each tile and gives the logarithm of every softmax denominator. With
-it, backward recomputes the attention weights tile by tile (as FlashAttention-2, arXiv 2307.08691, section 3.1), and
-gives the position bias the gradient that PyTorch's own backward of that kernel does not. What is kept between the two
-is linear in the tokens: nothing of N x N outlives a tile.
+Forward, PyTorch's flash kernel for CPU attends in each tile. Backward computes the attention weights of a tile again,
+as FlashAttention does (arXiv 2205.14135), and gives the position bias the gradient that PyTorch's own backward of that
+kernel does not. Nothing but ``qkv`` is kept between the two, and nothing of N x N outlives a tile.
 
 Both are custom operators, so that `torch.compile` takes them as they are instead of tracing every tile.
 """
@@ -25,35 +24,33 @@ flash_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup]) -> Tensor:
     """As `reference.attention`, once differentiable; computes in float32 or wider, whatever the dtype of ``qkv``."""
-    return window_attention(qkv, scale, table, [size for group in groups for size in group])[0]
+    return window_attention(qkv, scale, table, [size for group in groups for size in group])
 
 
 @torch.library.custom_op('swinv2_mm::window_attention', mutates_args=(), device_types='cpu')
-def window_attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The output, (T, heads * d), and the logarithms of the softmax denominators, (T, heads)."""
+def window_attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[int]) -> Tensor:
+    """`attention`, with groups as their heights, widths and counts one after the other."""
     num_heads = len(table)
-    out, log_sums = qkv.new_empty(len(qkv), qkv.shape[1] // 3), scale.new_empty(len(qkv), num_heads)
+    out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
     with torch.autocast('cpu', enabled=False):
         for height, width, tokens, heads, tiles in _tiles(groups, num_heads):
             qkv_of = _in_windows(qkv[tokens], height * width, 3 * num_heads).unflatten(1, (3, num_heads))[:, :, heads]
-            out_of, log_sums_of = (_in_windows(x[tokens], height * width, num_heads)[:, heads] for x in (out, log_sums))
+            out_of = _in_windows(out[tokens], height * width, num_heads)[:, heads]
             bias = reversed_window_bias(table[heads], height, width)[None]
             for tile in tiles:
                 q, k, v, _ = _operands(qkv_of[tile])
-                attended, log_sum = flash_kernel(q.mul_(scale[heads]), k, v, attn_mask=bias, scale=1.0)
-                out_of[tile] = attended
-                log_sums_of[tile] = log_sum.unsqueeze(-1)
-    return out, log_sums
+                out_of[tile], _ = flash_kernel(q.mul_(scale[heads]), k, v, attn_mask=bias, scale=1.0)
+    return out
 
 
 @window_attention.register_fake
 def _(qkv, scale, table, groups):
-    return qkv.new_empty(len(qkv), qkv.shape[1] // 3), scale.new_empty(len(qkv), len(table))
+    return qkv.new_empty(len(qkv), qkv.shape[1] // 3)
 
 
 @torch.library.custom_op('swinv2_mm::window_attention_backward', mutates_args=(), device_types='cpu')
 def window_attention_backward(
-    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, out: Tensor, log_sums: Tensor, groups: Sequence[int]
+    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``qkv``, ``scale`` and ``table``."""
     num_heads = len(table)
@@ -64,16 +61,13 @@ def window_attention_backward(
                 _in_windows(x[tokens], height * width, 3 * num_heads).unflatten(1, (3, num_heads))[:, :, heads]
                 for x in (qkv, grad_qkv)
             )
-            grad_of, out_of, log_sums_of = (
-                _in_windows(x[tokens], height * width, num_heads)[:, heads] for x in (grad, out, log_sums)
-            )
+            grad_of = _in_windows(grad[tokens], height * width, num_heads)[:, heads]
             bias = reversed_window_bias(table[heads], height, width)
             grad_bias = torch.zeros_like(bias)
             for tile in tiles:
                 *qkv_tile, norms = _operands(qkv_of[tile])
                 q, k, v, grad_out = (x.to(table.dtype).contiguous() for x in (*qkv_tile, grad_of[tile]))
-                sums = (grad_out * out_of[tile]).sum(-1, keepdim=True)  # what softmax takes off every row's gradient
-                grads = _attention_backward(grad_out, q * scale[heads], k, v, bias, log_sums_of[tile], sums, grad_bias)
+                grads = _attention_backward(grad_out, q * scale[heads], k, v, bias, grad_bias)
                 along = _normalize_backward_(grads[0], q, norms[0] / scale[heads])
                 grad_scale[heads] += along.sum((0, 2)).view(-1, 1, 1)
                 _normalize_backward_(grads[1], k, norms[1])
@@ -84,16 +78,16 @@ def window_attention_backward(
 
 
 @window_attention_backward.register_fake
-def _(grad, qkv, scale, table, out, log_sums, groups):
+def _(grad, qkv, scale, table, groups):
     return torch.empty_like(qkv), torch.empty_like(scale), torch.empty_like(table)
 
 
 def _save_for_backward(ctx, inputs, output):
     *tensors, ctx.groups = inputs
-    ctx.save_for_backward(*tensors, *output)
+    ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, grad, _):
+def _backward(ctx, grad):
     return *window_attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.groups), None
 
 
@@ -146,15 +140,12 @@ def _normalize_backward_(grad: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
     return along
 
 
-def _attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, log_sums: Tensor, sums: Tensor, grad_bias: Tensor
-) -> Tensor:
+def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, grad_bias: Tensor) -> Tensor:
     """The gradients of the operands, with attention weights recomputed `WEIGHTS` at a time.
 
     Args:
         grad (Tensor), q (Tensor), k (Tensor), v (Tensor): (windows, heads, N, d), ``grad`` that of the output.
         bias (Tensor), grad_bias (Tensor): (heads, N, N); to the latter the gradient of the former is added.
-        log_sums (Tensor), sums (Tensor): (windows, heads, N, 1).
 
     Returns:
         Tensor: (3, windows, heads, N, d), the gradients of ``q``, ``k`` and ``v``.
@@ -169,12 +160,13 @@ def _attention_backward(
         grad_w, q_w, k_w, v_w = (x[w].flatten(0, 1) for x in (grad, q, k, v))  # (windows*heads, N, d)
         for j in range(0, num_tokens, rows):
             r = slice(j, j + rows)
-            weights = q_w[:, r] @ k_w.mT
-            weights.unflatten(0, (-1, heads)).add_(bias[:, r]).sub_(log_sums[w, :, r]).exp_()
+            logits = q_w[:, r] @ k_w.mT
+            logits.unflatten(0, (-1, heads)).add_(bias[:, r])
+            weights = torch.softmax(logits, -1)
             grad_v.baddbmm_(weights.mT, grad_w[:, r])
-            grad_logits = grad_w[:, r] @ v_w.mT
-            of_windows = grad_logits.unflatten(0, (-1, heads)).sub_(sums[w, :, r])
-            grad_logits.mul_(weights)
+            grad_logits = (grad_w[:, r] @ v_w.mT).mul_(weights)
+            grad_logits.addcmul_(weights, grad_logits.sum(-1, keepdim=True), value=-1)
+            of_windows = grad_logits.unflatten(0, (-1, heads))
             grad_bias[:, r] += of_windows[0] if len(of_windows) == 1 else of_windows.sum(0)
             grad_q[:, r].baddbmm_(grad_logits, k_w)
             grad_k.baddbmm_(grad_logits.mT, q_w[:, r])

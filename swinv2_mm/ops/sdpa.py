@@ -25,7 +25,7 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     of ``qkv``, the bias too.
     """
     outs = []
-    on_cuda = qkv.device.type == 'cuda'
+    on_cuda = _on_cuda(qkv)
     with torch.autocast(qkv.device.type, enabled=False), sdpa_kernel(CUDA_BACKENDS) if on_cuda else nullcontext():
         for group, tokens in zip(groups, qkv.split([group.num_tokens for group in groups])):
             q, k, v = split_heads(tokens, group, len(table))
@@ -35,6 +35,10 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
             outs.append(merge_heads(out))
     return torch.cat(outs)
+
+
+def _on_cuda(x):
+    return x.device.type == 'cuda'
 
 
 def _aligned(bias):

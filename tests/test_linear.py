@@ -1,0 +1,119 @@
+"""Linear layers against `torch.nn.functional.linear`, and what they keep for backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from swinv2_mm.backbone import Mlp
+from swinv2_mm.ops.linear import Linear, linear
+
+
+def names_of_operators(function):
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        function()
+    return [event.name for event in profiler.events()]
+
+
+@pytest.mark.parametrize('shape', [(1, 8), (37, 8), (3, 5, 8)])
+@pytest.mark.parametrize('bias', [False, True])
+def test_inference_by_onednn_is_the_linear_layer(shape, bias):
+    x, weight = torch.randn(shape), torch.randn(6, 8)
+    bias = torch.randn(6) if bias else None
+    torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+    assert 'mkldnn::_linear_pointwise' in names_of_operators(lambda: linear(x, weight, bias))
+
+
+def gradients():
+    linear(torch.randn(3, 8), torch.randn(6, 8, requires_grad=True)).sum().backward()
+
+
+def under_autocast():
+    with torch.autocast('cpu', torch.bfloat16):
+        assert linear(torch.randn(3, 8), torch.randn(6, 8)).dtype == torch.bfloat16
+
+
+def in_float64():
+    linear(torch.randn(3, 8).double(), torch.randn(6, 8).double())
+
+
+@pytest.mark.parametrize('function', [gradients, under_autocast, in_float64])
+def test_all_else_is_left_to_pytorch(function):
+    assert 'mkldnn::_linear_pointwise' not in names_of_operators(function)
+
+
+def test_a_traced_graph_has_no_private_operator():
+    weight = torch.randn(6, 8)
+    traced = torch.jit.trace(lambda x: linear(x, weight), torch.randn(3, 8), check_trace=False)
+    assert 'aten::linear' in str(traced.graph) and 'mkldnn' not in str(traced.graph)
+
+
+def test_of_gelu_has_the_values_and_gradients_of_gelu_and_layer():
+    layer, x = Linear(7, 4).double(), torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(5, 4, dtype=torch.float64)
+    of = (x, layer.weight, layer.bias)
+    expected = nn.functional.linear(x * (1 + torch.erf(x / 2**0.5)) / 2, layer.weight, layer.bias)
+    torch.testing.assert_close(layer.of_gelu(x), expected, rtol=1e-12, atol=1e-12)
+    for actual, wanted in zip(
+        torch.autograd.grad(layer.of_gelu(x), of, weights), torch.autograd.grad(expected, of, weights), strict=True
+    ):
+        torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def of_gelu(x, *parameters):
+        with torch.nn.utils.stateless._reparametrize_module(layer, dict(zip(names, parameters))):
+            return layer.of_gelu(x)
+
+    parameters = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    assert torch.autograd.gradcheck(of_gelu, (x, *parameters))
+    assert torch.autograd.gradgradcheck(of_gelu, (x, *parameters))
+
+
+def kept_for_backward(function):
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(tuple(x.shape)), lambda _: None):
+        function()
+    return sizes
+
+
+def test_of_gelu_keeps_one_tensor_of_tokens():
+    layer, x = Linear(7, 4), torch.randn(5, 7, requires_grad=True)
+    assert kept_for_backward(lambda: layer.of_gelu(x)) == [(5, 7), (4, 7)]
+    assert kept_for_backward(lambda: layer(F.gelu(x))).count((5, 7)) == 2
+
+
+def test_under_autocast_of_gelu_computes_in_bfloat16():
+    mlp, x = Mlp(8, 32, drop=0.0), torch.randn(40, 8, requires_grad=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        out, expected = mlp(x), mlp.fc2(F.gelu(mlp.fc1(x)))
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, expected)
+    of = (x, *mlp.parameters())
+    for actual, wanted in zip(
+        torch.autograd.grad(out, of, torch.ones_like(out)), torch.autograd.grad(expected, of, torch.ones_like(out))
+    ):
+        assert actual.dtype == torch.float32
+        assert (actual - wanted).abs().max() <= 2**-6 * wanted.abs().max()
+
+
+class Adapted(nn.Module):
+    """A linear layer with an adapter beside it, as low-rank adaptation puts in its place."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.adapter = layer, nn.Linear(layer.in_features, layer.out_features)
+
+    def forward(self, x):
+        return self.layer(x) + self.adapter(x)
+
+
+def test_a_layer_that_was_replaced_or_has_hooks_is_called():
+    mlp, x = Mlp(8, 32, drop=0.0), torch.randn(5, 8)
+    hidden, seen = F.gelu(mlp.fc1(x)), []
+    hook = mlp.fc2.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    plain = mlp(x)
+    hook.remove()
+    torch.testing.assert_close(seen, [hidden])
+    mlp.fc2 = Adapted(mlp.fc2)
+    torch.testing.assert_close(mlp(x), plain + mlp.fc2.adapter(hidden))

@@ -1,0 +1,259 @@
+"""Every path of attention inside windows against a loop over windows, and which path is taken."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from swinv2_mm import ops
+from swinv2_mm.ops import flash
+from swinv2_mm.windows import WindowGroup
+
+PATHS = {'reference': ops.reference.attention, 'sdpa': ops.sdpa.attention, 'flash': ops.flash.attention}
+GROUPS = {
+    'one token': [(1, 1, 1)],
+    'one window': [(5, 3, 1)],
+    'ragged': [(4, 4, 3), (4, 2, 2), (1, 4, 2), (1, 2, 1)],
+    'rows': [(1, 9, 2)],
+    'columns': [(9, 1, 2)],
+    'larger': [(12, 11, 2), (12, 3, 1)],
+}
+HEADS, HEAD_DIM = 3, 8
+
+
+def operands(sizes, dtype=torch.float64, heads=HEADS, head_dim=HEAD_DIM):
+    """Leaves ``qkv``, ``scale`` and ``table``, the table larger than the windows need, and the groups."""
+    groups = [WindowGroup(*size) for size in sizes]
+    height, width = (max(size[i] for size in sizes) + 2 for i in range(2))
+    wide = torch.promote_types(dtype, torch.float32)
+    qkv = torch.randn(sum(group.num_tokens for group in groups), 3 * heads * head_dim, dtype=dtype)
+    scale = torch.linspace(1, 100, heads, dtype=wide).view(-1, 1, 1)
+    table = 16 * torch.rand(heads, 2 * height - 1, 2 * width - 1, dtype=wide)
+    return [x.requires_grad_() for x in (qkv, scale, table)], groups
+
+
+def attend_window_by_window(qkv, scale, table, groups):
+    """Equations 2 to 4 of the paper for one window and head at a time, every bias looked up by its offset."""
+    heads, (rows, columns) = len(table), (side // 2 for side in table.shape[1:])
+    q, k, v = qkv.unflatten(1, (3, heads, -1)).unbind(1)
+    outs, start = [], 0
+    for group in groups:
+        tokens = [(i, j) for i in range(group.height) for j in range(group.width)]
+        offsets = torch.tensor([[(a - c + rows, b - d + columns) for c, d in tokens] for a, b in tokens])
+        for _ in range(group.count):
+            window = slice(start, start := start + len(tokens))
+            of_heads = []
+            for h in range(heads):
+                query, key = (x[window, h] / x[window, h].norm(dim=-1, keepdim=True) for x in (q, k))
+                logits = query @ key.T * scale[h] + table[h][offsets[..., 0], offsets[..., 1]]
+                of_heads.append(logits.softmax(-1) @ v[window, h])
+            outs.append(torch.cat(of_heads, -1))
+    return torch.cat(outs)
+
+
+def values_and_gradients(function, leaves, groups):
+    out = function(*leaves, groups)
+    weights = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return [out.detach(), *torch.autograd.grad(out, leaves, weights.to(out.dtype))]
+
+
+def assert_same(actual, expected, relative):
+    for a, e in zip(actual, expected, strict=True):
+        assert e.abs().max() > 0
+        assert (a.double() - e.double()).abs().max() <= relative * e.double().abs().max()
+
+
+@pytest.fixture(params=['as they are', 'tiny'])
+def tiles(request, monkeypatch):
+    """Tiles as they are; or so small that heads, windows and rows of queries are all taken a few at a time."""
+    if request.param == 'tiny':
+        monkeypatch.setattr(flash, 'TILE', 300)
+        monkeypatch.setattr(flash, 'WEIGHTS', 50)
+
+
+@pytest.mark.parametrize('path', PATHS)
+@pytest.mark.parametrize('sizes', GROUPS.values(), ids=GROUPS)
+def test_values_and_gradients_are_those_of_a_loop_over_windows(tiles, path, sizes):
+    leaves, groups = operands(sizes)
+    expected = values_and_gradients(attend_window_by_window, leaves, groups)
+    if sizes == [(1, 1, 1)]:
+        expected[2:] = []  # attention to one token depends on nothing but its value
+        actual = values_and_gradients(PATHS[path], leaves, groups)
+        assert all((grad.abs() < 1e-12).all() for grad in actual[2:])
+        assert_same(actual[:2], expected, 1e-10)
+    else:
+        assert_same(values_and_gradients(PATHS[path], leaves, groups), expected, 1e-10)
+
+
+@pytest.mark.parametrize('path', ['sdpa', 'flash'])
+@pytest.mark.parametrize('sizes', [[(16, 16, 3), (16, 7, 2)], [(32, 32, 1), (32, 5, 1)], [(8, 8, 20)]], ids=str)
+@pytest.mark.parametrize('head_dim', [32, 44])
+def test_values_and_gradients_in_float32_are_those_of_the_reference(path, sizes, head_dim):
+    leaves, groups = operands(sizes, torch.float32, head_dim=head_dim)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    expected = values_and_gradients(ops.reference.attention, exact, groups)
+    assert_same(values_and_gradients(PATHS[path], leaves, groups), expected, 1e-5)
+
+
+def test_values_and_gradients_in_bfloat16_are_those_of_the_reference_to_its_rounding():
+    leaves, groups = operands([(16, 16, 3), (16, 7, 2)], torch.bfloat16, head_dim=32)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    expected = values_and_gradients(ops.reference.attention, exact, groups)
+    with torch.autocast('cpu', torch.bfloat16):
+        actual = values_and_gradients(ops.flash.attention, leaves, groups)
+    assert [x.dtype for x in actual] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+    assert_same(actual, expected, 2**-7)  # operands of the computation are exact; results, and their weights, rounded
+
+
+def test_gradients_are_those_of_finite_differences(tiles):
+    leaves, groups = operands([(2, 3, 2), (1, 3, 1)], head_dim=4)
+    with torch.no_grad():
+        leaves[1].copy_(torch.tensor([1.0, 3.0, 10.0]).view(-1, 1, 1))
+    assert torch.autograd.gradcheck(lambda *leaves: flash.attention(*leaves, groups), leaves)
+
+
+@pytest.mark.parametrize('path', PATHS)
+def test_a_zero_query_and_key_attend_by_the_bias_alone(path):
+    (qkv, scale, table), groups = operands([(2, 2, 1)])
+    qkv = qkv.detach().clone()
+    qkv[:, : 2 * HEADS * HEAD_DIM] = 0
+    bias = torch.stack([table[:, 3 + a - c, 3 + b - d] for a, b, c, d in torch.cartesian_prod(*[torch.arange(2)] * 4)])
+    weights = bias.T.unflatten(1, (4, 4)).softmax(-1)  # (heads, queries, keys)
+    values = qkv[:, 2 * HEADS * HEAD_DIM :].unflatten(1, (HEADS, -1)).transpose(0, 1)
+    expected = (weights @ values).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(PATHS[path](qkv, scale, table, groups), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_kept_for_backward_is_linear_in_tokens():
+    def kept(windows):
+        (qkv, scale, table), groups = operands([(8, 8, windows)], torch.float32)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()), lambda _: None):
+            flash.attention(qkv, scale, table, groups)
+        return sum(sizes), qkv.shape[0]
+
+    (once, tokens), (twice, _) = kept(3), kept(6)
+    assert twice - once == tokens * 3 * HEADS * HEAD_DIM
+
+
+def test_operators_are_what_a_compiler_is_told():
+    leaves, groups = operands([(4, 4, 2), (2, 4, 1)], torch.float32)
+    flat = [size for group in groups for size in group]
+    torch.library.opcheck(flash.window_attention, (*leaves, flat), rtol=1e-4, atol=1e-4)
+    qkv, scale, table = (x.detach() for x in leaves)
+    grad = torch.randn(len(qkv), HEADS * HEAD_DIM)
+    torch.library.opcheck(flash.window_attention_backward, (grad, qkv, scale, table, flat))
+
+
+def test_a_second_derivative_is_an_error_with_flash_and_right_with_the_reference(monkeypatch):
+    (qkv, scale, table), groups = operands([(2, 2, 1)])
+
+    def second_derivative():
+        out = ops.attention(qkv, scale, table, groups)
+        (grad,) = torch.autograd.grad(out.square().sum(), qkv, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), qkv)
+
+    with pytest.raises(RuntimeError, match='window_attention_backward'):
+        second_derivative()
+    monkeypatch.setattr(ops, 'forced', 'reference')
+    assert second_derivative()[0].isfinite().all()
+
+
+def taken(monkeypatch, *args, **kwargs):
+    """The path that a call takes."""
+    paths = []
+    for name in ('sdpa', 'flash'):
+        monkeypatch.setitem(ops.PATHS, name, lambda *_, name=name: paths.append(name))
+    monkeypatch.setattr(ops.reference, 'attention', lambda *_: paths.append('reference'))
+    ops.attention(*args, **kwargs)
+    return paths
+
+
+@pytest.mark.parametrize(
+    'settings, path',
+    [
+        (dict(), 'flash'),
+        (dict(gradients=False), 'flash'),
+        (dict(dropout=0.1), 'reference'),
+        (dict(compiling=True), 'flash'),
+        (dict(compiling=True, gradients=False), 'sdpa'),
+        (dict(tracing=True, gradients=False), 'sdpa'),
+        (dict(device='meta'), 'sdpa'),
+        (dict(forced='reference'), 'reference'),
+        (dict(forced='sdpa'), 'sdpa'),
+        (dict(forced='flash', compiling=True, gradients=False), 'flash'),
+    ],
+    ids=str,
+)
+def test_the_path_is_picked_by_what_the_call_needs(monkeypatch, settings, path):
+    leaves, groups = operands([(2, 2, 1)])
+    leaves = [x.detach().to(settings.get('device', 'cpu')).requires_grad_() for x in leaves]
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: settings.get('compiling', False))
+    monkeypatch.setattr(torch.jit, 'is_tracing', lambda: settings.get('tracing', False))
+    monkeypatch.setattr(ops, 'forced', settings.get('forced'))
+    with torch.set_grad_enabled(settings.get('gradients', True)):
+        assert taken(monkeypatch, *leaves, groups, settings.get('dropout', 0.0)) == [path]
+
+
+def test_the_environment_variable_forces_a_path():
+    code = 'import swinv2_mm.ops as ops; print(ops.forced)'
+    env = {**os.environ, 'SWINV2_MM_ATTENTION': 'sdpa'}
+    run = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == 'sdpa'
+
+
+@pytest.mark.parametrize(
+    'forced, dropout, message',
+    [
+        ('triton', 0.0, '=triton is no path: set it to one of reference, sdpa, flash, or unset it'),
+        (
+            'flash',
+            0.1,
+            '=flash has no dropout of attention weights: unset it, or set attn_drop_rate=0',
+        ),
+    ],
+)
+def test_a_path_that_cannot_be_forced_is_an_error(monkeypatch, forced, dropout, message):
+    leaves, groups = operands([(2, 2, 1)])
+    monkeypatch.setattr(ops, 'forced', forced)
+    with pytest.raises(ValueError) as error:
+        ops.attention(*leaves, groups, dropout)
+    assert str(error.value) == f'SWINV2_MM_ATTENTION{message}'
+
+
+@pytest.fixture
+def calls_on_cuda(monkeypatch):
+    """What `scaled_dot_product_attention` is called with, and whether with cuDNN, as if tensors were on a GPU."""
+    calls, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def record(q, k, v, attn_mask, scale):
+        calls.append((q, k, v, attn_mask, torch.backends.cuda.cudnn_sdp_enabled()))
+        return attend(q, k, v, attn_mask=attn_mask, scale=scale)
+
+    monkeypatch.setattr(ops.sdpa, '_on_cuda', lambda _: True)
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', record)
+    return calls
+
+
+@pytest.mark.parametrize('num_columns', [8, 7, 3, 1])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_on_cuda_rows_of_the_bias_are_aligned_and_cudnn_stays_off(calls_on_cuda, num_columns, dtype):
+    leaves, groups = operands([(3, num_columns, 2)], dtype, head_dim=32)
+    out = ops.sdpa.attention(*leaves, groups)
+    ((q, k, v, bias, cudnn),) = calls_on_cuda
+    assert not cudnn and torch.backends.cuda.cudnn_sdp_enabled()
+    assert {x.dtype for x in (q, k, v, bias)} == {dtype}
+    assert bias.shape == (1, HEADS, 3 * num_columns, 3 * num_columns)
+    assert bias.stride(-1) == 1 and all(stride % 8 == 0 for stride in bias.stride()[1:3])
+    torch.testing.assert_close(
+        out, ops.reference.attention(*leaves, groups), rtol=0, atol=0.2 if dtype.itemsize == 2 else 1e-4
+    )
+
+
+@pytest.mark.parametrize('num_tokens', [8, 12, 1])
+def test_an_aligned_bias_has_its_values_and_gradients(num_tokens):
+    bias = torch.randn(2, num_tokens, num_tokens, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(ops.sdpa._aligned(bias), bias)
+    assert torch.autograd.gradcheck(ops.sdpa._aligned, bias)
