@@ -50,6 +50,10 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
+def _pad(x, padding):
+    return F.pad(x, padding) if any(padding) else x  # without padding F.pad would copy
+
+
 class PatchEmbed(nn.Module):
     """Image to patch embeddings: ``(B, 3, H, W)`` to ``(B, ceil(H/patch), ceil(W/patch), C)``, zero-padded."""
 
@@ -62,7 +66,7 @@ class PatchEmbed(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         # Plain ints: under torch.compile each image size gets its own graph, which is what ragged windows need.
         height, width = (index(size) for size in image.shape[-2:])
-        image = F.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        image = _pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
         return self.norm(self.proj(image).permute(0, 2, 3, 1))
 
 
@@ -79,7 +83,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = _pad(x, (0, 0, 0, width % 2, 0, height % 2))
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H/2, W/2, 4C)
         return self.norm(self.reduction(x))
