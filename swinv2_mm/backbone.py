@@ -67,7 +67,8 @@ class PatchEmbed(nn.Module):
         # Plain ints: under torch.compile each image size gets its own graph, which is what ragged windows need.
         height, width = (index(size) for size in image.shape[-2:])
         image = _pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+        # Channels last, so that what the norm takes is contiguous.
+        return self.norm(self.proj(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):

@@ -143,10 +143,11 @@ def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts:
     if torch.is_grad_enabled():
         tokens = [function(tokens, part) for tokens, part in zip(gather(x, parts), parts)]
         return scatter(tokens, parts, *x.shape[:3])
-    rows, out = x.flatten(0, 2), torch.empty_like(x)
+    rows = x.flatten(0, 2)
+    out = torch.empty_like(rows)
     for part in parts:  # without gradients nothing of a part outlives it
-        out.view_as(rows).index_copy_(0, part.order, function(rows.index_select(0, part.order), part))
-    return out
+        out.index_copy_(0, part.order, function(rows.index_select(0, part.order), part))
+    return out.view(x.shape)
 
 
 class _Gather(torch.autograd.Function):

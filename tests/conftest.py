@@ -1,7 +1,5 @@
 import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import hypothesis
 import pytest
@@ -53,29 +51,9 @@ def build_small(randomize):
 
 
 @pytest.fixture(scope='session')
-def libraries():
-    """The libraries that tests compare with: timm, torchvision and mmpretrain's backbone.
-
-    They stand in a folder of their own, which nothing else sees: there is no torchvision for a torch without CUDA in
-    the registry, so it lacks its operators, and whatever imports it there fails. mmpretrain's multimodal models do not
-    import beside transformers 5.
-    """
-    sys.path.append(str(Path(sys.prefix) / 'oracles'))
-    try:
-        import torchvision
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
-            del sys.modules[name]
-        for operator in ('nms', 'qnms'):
-            torch.library.define(f'torchvision::{operator}', '(Tensor dets, Tensor scores, float threshold) -> Tensor')
-        import torchvision
-    import timm
-
-    sys.modules.setdefault('mmpretrain.models.multimodal', ModuleType('multimodal'))
-    from mmpretrain.models import backbones
-
-    sys.path.pop()
-    return SimpleNamespace(torchvision=torchvision, timm=timm, mmpretrain=backbones)
+def libraries(load_tool):
+    """The libraries that tests compare with: timm, torchvision and mmpretrain's backbones."""
+    return load_tool('peers').import_libraries()
 
 
 @pytest.fixture(scope='session')
@@ -85,7 +63,9 @@ def load_tool():
     def load_tool(name):
         spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(TOOLS)  # they import each other
+            spec.loader.exec_module(module)
         return module
 
     return load_tool

@@ -9,7 +9,7 @@ from torch import nn
 from swinv2_mm import ops
 from swinv2_mm.attention import WindowAttention
 from swinv2_mm.backbone import Block
-from swinv2_mm.windows import partition
+from swinv2_mm.windows import WindowGroup, gather, largest_window, partition, scatter
 
 MAPS = [
     # height, width, window, shift
@@ -98,22 +98,35 @@ def assert_same(actual, expected, relative=1e-11):
     torch.testing.assert_close(actual, expected, rtol=0, atol=relative * expected.abs().max().item())
 
 
+def attend(module, x, parts):
+    """`WindowAttention` on a map ``(B, H, W, C)``, part by part."""
+    table = module.position_bias(*largest_window(parts))
+    tokens = [module(tokens, part.groups, table) for tokens, part in zip(gather(x, parts), parts)]
+    return scatter(tokens, parts, *x.shape[:3])
+
+
 def assert_matches(module, brute_force, args, shape, window, shift):
-    """Values of the inference path, then values and gradients of the training path, against the loop."""
+    """Values of the inference path, then values and gradients of the training path, against the loop.
+
+    In one part, and in several of at most 20 tokens or one window each.
+    """
     module.double()
     x = torch.randn(*shape, dtype=torch.float64)
     windows = partition(*shape[:3], window, shift)
+    forward = attend if isinstance(module, WindowAttention) else type(module).__call__
     leaves = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in module.named_parameters()}
     expected, expected_grads = values_and_gradients(lambda x: brute_force(leaves, x, *args, window, shift), x, leaves)
-    with torch.no_grad():
-        for _ in range(2):  # the second time with the kept bias
-            assert_same(module.eval()(x, windows), expected)
-    actual, grads = values_and_gradients(lambda x: module.train()(x, windows), x, dict(module.named_parameters()))
-    assert_same(actual, expected)
-    assert grads.keys() == expected_grads.keys()
-    for name, grad in grads.items():
-        assert expected_grads[name].abs().max() > 0, name
-        assert_same(grad, expected_grads[name], 1e-9)
+    for parts in ([windows], windows.split(20)):
+        with torch.no_grad():
+            for _ in range(2):  # the second time with the kept bias
+                assert_same(forward(module.eval(), x, parts), expected)
+        parameters = dict(module.named_parameters())
+        actual, grads = values_and_gradients(lambda x, parts=parts: forward(module.train(), x, parts), x, parameters)
+        assert_same(actual, expected)
+        assert grads.keys() == expected_grads.keys()
+        for name, grad in grads.items():
+            assert expected_grads[name].abs().max() > 0, name
+            assert_same(grad, expected_grads[name], 1e-9)
 
 
 @pytest.mark.parametrize('height, width, window, shift', MAPS)
@@ -154,69 +167,60 @@ def test_window_attention_with_another_position_bias_is_the_loop_over_tokens(
 
 def test_gradients_of_window_attention_are_those_of_finite_differences(randomize):
     module = randomize(WindowAttention(4, num_heads=2, pretrained_window=3), std=0.5).double()
-    windows = partition(1, 3, 2, 2, 1)
+    groups = partition(1, 3, 2, 2, 1).groups
     names = [name for name, _ in module.named_parameters()]
 
-    def attend(x, *parameters):
-        return torch.func.functional_call(module, dict(zip(names, parameters)), (x, windows))
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = module
 
-    x = torch.randn(1, 3, 2, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(attend, (x, *(p.detach().requires_grad_() for p in module.parameters())))
+        def forward(self, tokens):
+            return self.attention(tokens, groups, self.attention.position_bias(2, 2))
 
+    whole = Whole()
 
-def operands(num_tokens, dtype, windows=3, heads=2, head_dim=32):
-    q, k, v = torch.randn(3, windows, heads, num_tokens, head_dim, dtype=torch.float64)
-    q, k = (t / t.norm(dim=-1, keepdim=True) for t in (q, k))
-    scale = torch.tensor([10.0, 100.0])[:heads, None, None]
-    bias = 16 * torch.rand(1, heads, num_tokens, num_tokens, dtype=torch.float64)
-    return [t.to(dtype) for t in (q * scale, k, v, bias)]
+    def attend(tokens, *parameters):
+        renamed = {f'attention.{name}': value for name, value in zip(names, parameters)}
+        return torch.func.functional_call(whole, renamed, (tokens,))
 
-
-@pytest.mark.parametrize('num_tokens', [1, 2, 7, 33, 64, 145])
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_fused_attention_equals_the_formula(num_tokens, dtype, tolerance):
-    q, k, v, bias = operands(num_tokens, dtype)
-    logits = torch.einsum('whqd,whkd->whqk', q.double(), k.double()) + bias.double()
-    weights = logits.exp() / logits.exp().sum(-1, keepdim=True)
-    expected = torch.einsum('whqk,whkd->whqd', weights, v.double()).to(dtype)
-    for path in (ops.sdpa.attention, ops.reference.attention, ops.attention):
-        assert_same(path(q, k, v, bias), expected, tolerance)
-
-
-@pytest.mark.parametrize('num_tokens', [1, 7, 33, 64])
-def test_fused_attention_in_bfloat16_equals_the_formula_within_rounding(num_tokens):
-    rounded = operands(num_tokens, torch.bfloat16)
-    expected = ops.reference.attention(*(t.double() for t in rounded))
-    q, k, v, bias = rounded
-    out = ops.sdpa.attention(q.float(), k.float(), v, bias.float())  # as under autocast: only v is in bfloat16
-    assert out.dtype == torch.bfloat16
-    assert_same(out.double(), expected, 2**-7)  # half a step for the weights, half a step for the result
+    tokens = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(attend, (tokens, *(p.detach().requires_grad_() for p in module.parameters())))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_logits_and_softmax_of_the_formula_stay_in_float32_under_autocast(dtype):
-    q, k, v, bias = operands(33, torch.float32)
-    v = v.to(dtype)
+@pytest.mark.parametrize('path', ['reference', 'flash'])
+def test_logits_and_softmax_stay_in_float32_under_autocast(dtype, path):
+    heads, tokens = 2, 33
+    qkv, scale = torch.randn(tokens, 3 * heads * 32).to(dtype), torch.tensor([10.0, 100.0]).view(-1, 1, 1)
+    table, groups = 16 * torch.rand(heads, 1, 2 * tokens - 1), [WindowGroup(1, tokens, 1)]
     with torch.autocast('cpu', dtype):
-        out = ops.reference.attention(q, k, v, bias)
+        out = ops.PATHS[path](qkv, scale, table, groups)
     assert out.dtype == dtype
-    expected = ops.reference.attention(*(t.double() for t in (q, k, v, bias)))
+    expected = ops.reference.attention(*(t.double() for t in (qkv, scale, table)), groups)
     assert_same(out.double(), expected, torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_queries_and_keys_are_normalised_in_float32_under_autocast(randomize, monkeypatch, dtype):
+def test_scale_and_table_stay_in_float32_under_autocast_and_the_scale_has_a_limit(randomize, monkeypatch, dtype):
     module = randomize(WindowAttention(32, num_heads=2, pretrained_window=4))
     with torch.no_grad():
         module.logit_scale.copy_(torch.tensor([3.0, 9.0])[:, None, None])
-    operands = []
-    monkeypatch.setattr('swinv2_mm.attention.attention', lambda *args: operands.append(args) or ops.attention(*args))
+    calls = []
+    monkeypatch.setattr('swinv2_mm.attention.attention', lambda *args: calls.append(args) or ops.attention(*args))
     with torch.autocast('cpu', dtype):
-        module(torch.randn(2, 4, 4, 32), partition(2, 4, 4, 4, 0))
-    ((q, k, v, bias, _),) = operands
-    assert [t.dtype for t in (q, k, v, bias)] == [torch.float32, torch.float32, dtype, torch.float32]
-    torch.testing.assert_close(k.norm(dim=-1), torch.ones(2, 2, 16))
-    torch.testing.assert_close(q.norm(dim=-1), torch.tensor([math.exp(3), 100.0])[:, None].expand(2, 2, 16))
+        attend(module, torch.randn(2, 4, 4, 32), [partition(2, 4, 4, 4, 0)])
+    ((qkv, scale, table, *_),) = calls
+    assert [t.dtype for t in (qkv, scale, table)] == [dtype, torch.float32, torch.float32]
+    torch.testing.assert_close(scale.flatten(), torch.tensor([math.exp(3), 100.0]))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_unit_vectors_are_in_float32(dtype):
+    x = torch.randn(50, 32).to(dtype)
+    unit = ops.reference.cosine(x)
+    torch.testing.assert_close(unit, x.float() / x.float().norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(unit.norm(dim=-1), torch.ones(50))
 
 
 def test_attention_weights_are_dropped_in_training_alone():
@@ -224,10 +228,10 @@ def test_attention_weights_are_dropped_in_training_alone():
     module = WindowAttention(8, num_heads=4, pretrained_window=4, attn_drop=0.25)
     nn.init.eye_(module.proj.weight)
     nn.init.zeros_(module.proj.bias)
-    x, windows = torch.randn(4, 5, 5, 8), partition(4, 5, 5, 1, 0)
+    x, parts = torch.randn(4, 5, 5, 8), [partition(4, 5, 5, 1, 0)]
     values = (x @ module.qkv.weight[16:].T).unflatten(-1, (4, 2))
-    torch.testing.assert_close(module.eval()(x, windows), values.flatten(-2))
-    out = module.train()(x, windows).unflatten(-1, (4, 2))
+    torch.testing.assert_close(attend(module.eval(), x, parts), values.flatten(-2))
+    out = attend(module.train(), x, parts).unflatten(-1, (4, 2))
     dropped = (out == 0).all(-1, keepdim=True)
     torch.testing.assert_close(out, torch.where(dropped, 0, values / 0.75))
     assert 0.15 < dropped.float().mean() < 0.35
@@ -235,12 +239,12 @@ def test_attention_weights_are_dropped_in_training_alone():
 
 def test_output_is_dropped_in_training_alone():
     module = WindowAttention(8, num_heads=4, pretrained_window=4, proj_drop=0.25)
-    x, windows = torch.randn(4, 5, 5, 8), partition(4, 5, 5, 4, 2)
-    expected = module.eval()(x, windows)
+    x, parts = torch.randn(4, 5, 5, 8), [partition(4, 5, 5, 4, 2)]
+    expected = attend(module.eval(), x, parts)
     without_dropout = WindowAttention(8, num_heads=4, pretrained_window=4)
     without_dropout.load_state_dict(module.state_dict())
-    torch.testing.assert_close(expected, without_dropout(x, windows))
-    out = module.train()(x, windows)
+    torch.testing.assert_close(expected, attend(without_dropout, x, parts))
+    out = attend(module.train(), x, parts)
     torch.testing.assert_close(out, torch.where(out == 0, 0, expected / 0.75))
     assert 0.15 < (out == 0).float().mean() < 0.35
 

@@ -14,7 +14,7 @@ from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
 from swinv2_mm import backbone as backbone_module
 from swinv2_mm.backbone import PatchEmbed, PatchMerging
 from swinv2_mm.position_bias import log_spaced_coordinates
-from swinv2_mm.windows import partition
+from swinv2_mm.windows import gather, partition, scatter
 
 ARCHS = ['tiny', 'small', 'base', 'large', 'huge', 'giant']
 
@@ -61,7 +61,9 @@ def test_pyramid_is_blocks_extra_norms_merging_and_output_norms(build_small):
     for i, (window, stage) in enumerate(zip((4, 5), backbone.layers)):
         for j, block in enumerate(stage.blocks):
             windows = partition(*x.shape[:3], window, (window // 2) * (j % 2))
-            x = x + layer_norm(block.attn(x, windows), block.norm1)
+            table = block.attn.position_bias(window, window)
+            attended = block.attn(gather(x, [windows])[0], windows.groups, table)
+            x = x + layer_norm(scatter([attended], [windows], *x.shape[:3]), block.norm1)
             x = x + layer_norm(block.mlp(x), block.norm2)
             if j in (1, 3):
                 x = layer_norm(x, block.norm3)

@@ -12,14 +12,17 @@ from swinv2_mm.position_bias import (
     ContinuousPositionBias,
     LinearContinuousPositionBias,
     ParameterizedPositionBias,
-    PositionBias,
+    fold_reversed_bias,
     linear_spaced_coordinates,
     log_spaced_coordinates,
     resize_table,
+    reversed_window_bias,
     table_window,
+    window_bias,
 )
 
-SHAPES = [(3, 5), (1, 4), (5, 2)]
+SHAPES = [(3, 5), (1, 4), (5, 2), (5, 5)]
+LARGEST = (5, 5)
 KINDS = [ContinuousPositionBias, LinearContinuousPositionBias, ParameterizedPositionBias]
 
 
@@ -54,10 +57,12 @@ def bias_pair_by_pair(module, height, width):
     return torch.from_numpy(bias)
 
 
-def assert_bias_is_that_of_the_weights(module, biases, dtype=torch.float32, tolerance=2e-5):
-    for (height, width), bias in zip(SHAPES, biases, strict=True):
-        assert bias.dtype == dtype
-        expected = bias_pair_by_pair(module, height, width)[None]
+def assert_bias_is_that_of_the_weights(module, table, dtype=torch.float32, tolerance=2e-5):
+    assert table.dtype == dtype
+    assert table.shape == (3, 2 * LARGEST[0] - 1, 2 * LARGEST[1] - 1)
+    for height, width in SHAPES:
+        bias = window_bias(table, height, width)
+        expected = bias_pair_by_pair(module, height, width)
         torch.testing.assert_close(bias.detach().double(), expected, rtol=0, atol=tolerance)
 
 
@@ -68,11 +73,15 @@ def module(request, randomize):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """The shapes of every computation of a bias, call by call."""
-    calls, compute = [], PositionBias._compute
-    monkeypatch.setattr(
-        PositionBias, '_compute', lambda self, shapes: calls.append(list(shapes)) or compute(self, shapes)
-    )
+    """The size of every computation of a table, call by call."""
+    calls = []
+    for kind in (ContinuousPositionBias, ParameterizedPositionBias):
+
+        def counted(self, height, width, table=kind.table):
+            calls.append((height, width))
+            return table(self, height, width)
+
+        monkeypatch.setattr(kind, 'table', counted)
     return calls
 
 
@@ -103,31 +112,31 @@ def test_coordinates_are_spaced_offsets_over_the_pretrained_window(height, width
 @pytest.mark.parametrize('pretrained_window', [1, 4, 12])
 def test_bias_of_rectangular_windows_is_the_mlp_of_every_pair(randomize, kind, pretrained_window):
     module = randomize(kind(num_heads=3, pretrained_window=pretrained_window)).double()
-    assert_bias_is_that_of_the_weights(module, module(SHAPES), torch.float64, 1e-12)
+    assert_bias_is_that_of_the_weights(module, module(*LARGEST), torch.float64, 1e-12)
 
 
 @pytest.mark.parametrize('window', [5, 6, 9])
 def test_bias_of_windows_up_to_that_of_a_table_is_its_centre(randomize, window):
     module = randomize(ParameterizedPositionBias(num_heads=3, window=window)).double()
     assert module.pretrained_window == window
-    assert_bias_is_that_of_the_weights(module, module(SHAPES), torch.float64, 0)
+    assert_bias_is_that_of_the_weights(module, module(*LARGEST), torch.float64, 0)
 
 
 def test_bias_is_computed_once_in_eval(module, computed):
     with torch.no_grad():
-        first, again = module(SHAPES), module(SHAPES)
-        module([(3, 5), (2, 2)])
-    assert computed == [SHAPES, [(2, 2)]]
+        first, again = module(*LARGEST), module(*LARGEST)
+        module(3, 5), module(3, 5)
+    assert computed == [LARGEST, (3, 5)]
     assert_bias_is_that_of_the_weights(module, again)
-    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert torch.equal(first, again)
 
 
 def test_bias_is_computed_at_every_forward_in_training(module, computed):
     module.train()
     with torch.no_grad():
-        module(SHAPES)
+        module(*LARGEST)
         last_weight(module).data.neg_()
-        assert_bias_is_that_of_the_weights(module, module(SHAPES))
+        assert_bias_is_that_of_the_weights(module, module(*LARGEST))
     assert len(computed) == 2
 
 
@@ -181,28 +190,28 @@ def replace_a_weight(module):
 )
 def test_kept_bias_is_dropped_when_weights_or_mode_change(module, computed, change):
     with torch.no_grad():
-        module(SHAPES)
+        module(*LARGEST)
     change(module)
     with torch.no_grad():
-        assert_bias_is_that_of_the_weights(module, module(SHAPES))
-    assert computed == [SHAPES, SHAPES]
+        assert_bias_is_that_of_the_weights(module, module(*LARGEST))
+    assert computed == [LARGEST, LARGEST]
 
 
 def test_kept_bias_is_dropped_when_the_dtype_changes(module):
     with torch.no_grad():
-        module(SHAPES)
-        assert_bias_is_that_of_the_weights(module.double(), module(SHAPES), torch.float64, 1e-12)
+        module(*LARGEST)
+        assert_bias_is_that_of_the_weights(module.double(), module(*LARGEST), torch.float64, 1e-12)
 
 
 @pytest.mark.parametrize('updates', range(1, 5))  # one of them brings the copy to the original's version counters
 def test_a_copy_keeps_no_bias_of_the_original(module, updates):
     with torch.no_grad():
-        module(SHAPES)
+        module(*LARGEST)
         other = copy.deepcopy(module)
         for parameter in list(other.parameters()) * updates:
             parameter.mul_(0.5)
-        assert_bias_is_that_of_the_weights(other, other(SHAPES))
-        assert_bias_is_that_of_the_weights(module, module(SHAPES))
+        assert_bias_is_that_of_the_weights(other, other(*LARGEST))
+        assert_bias_is_that_of_the_weights(module, module(*LARGEST))
 
 
 def test_set_window_size_drops_the_bias_of_the_old_windows(build_small, computed):
@@ -213,22 +222,22 @@ def test_set_window_size_drops_the_bias_of_the_old_windows(build_small, computed
             backbone.set_window_size(window_size)
             backbone(image)
             backbone(image)
-    assert computed == [[(4, 4)], [(3, 3), (3, 2), (2, 3), (2, 2)], [(4, 4)]]
+    assert computed == [(4, 4), (3, 3), (4, 4)]
 
 
 def test_gradients_reach_the_weights_in_eval_even_after_a_bias_was_kept(module):
     module.double()
     names = [name for name, _ in module.named_parameters()]
     with torch.no_grad():
-        module(SHAPES)
+        module(*LARGEST)
 
-    def biases(*parameters):
-        return tuple(torch.func.functional_call(module, dict(zip(names, parameters)), (SHAPES,)))
+    def table(*parameters):
+        return torch.func.functional_call(module, dict(zip(names, parameters)), LARGEST)
 
     parameters = [p.detach().clone().requires_grad_() for p in module.parameters()]
-    assert torch.autograd.gradcheck(biases, parameters, fast_mode=True)
-    sum(bias.square().sum() for bias in module(SHAPES)).backward()
-    sum(bias.square().sum() for bias in biases(*parameters)).backward()
+    assert torch.autograd.gradcheck(table, parameters, fast_mode=True)
+    module(*LARGEST).square().sum().backward()
+    table(*parameters).square().sum().backward()
     for own, checked in zip(module.parameters(), parameters):
         assert own.grad.abs().max() > 0
         torch.testing.assert_close(own.grad, checked.grad, rtol=1e-12, atol=0)
@@ -237,22 +246,24 @@ def test_gradients_reach_the_weights_in_eval_even_after_a_bias_was_kept(module):
 def test_bias_kept_under_inference_mode_serves_a_forward_with_gradients(module, computed):
     module.requires_grad_(False)
     with torch.inference_mode():
-        module(SHAPES)
+        module(*LARGEST)
     factor = torch.ones((), requires_grad=True)
-    bias = module(SHAPES)[0]
-    (factor.exp() * bias).sum().backward()  # an inference tensor could not be saved for backward
-    assert computed == [SHAPES]
-    torch.testing.assert_close(factor.grad, math.e * bias_pair_by_pair(module, *SHAPES[0]).sum().float())
+    table = module(*LARGEST)
+    (
+        factor.exp() * window_bias(table, *LARGEST)
+    ).sum().backward()  # an inference tensor could not be saved for backward
+    assert computed == [LARGEST]
+    torch.testing.assert_close(factor.grad, math.e * bias_pair_by_pair(module, *LARGEST).sum().float())
 
 
 @pytest.mark.parametrize('training', [False, True])
 def test_bias_is_computed_in_float32_under_bfloat16_autocast(module, training):
     with torch.autocast('cpu', torch.bfloat16), torch.set_grad_enabled(training):
-        assert_bias_is_that_of_the_weights(module, module.train(training)(SHAPES))
+        assert_bias_is_that_of_the_weights(module, module.train(training)(*LARGEST))
 
 
 def test_bias_of_bfloat16_weights_is_computed_in_float32(module):
-    assert_bias_is_that_of_the_weights(module.bfloat16(), module(SHAPES))
+    assert_bias_is_that_of_the_weights(module.bfloat16(), module(*LARGEST))
 
 
 def test_state_dict_has_parameters_and_pretrained_windows_alone(build_small):
@@ -325,7 +336,7 @@ def test_a_table_of_no_window_is_an_error_with_its_shape(shape):
 
 def test_gradient_of_a_table_counts_the_pairs_of_each_offset():
     module = ParameterizedPositionBias(num_heads=3, window=4)
-    module([(3, 2)])[0].sum().backward()
+    window_bias(module(3, 2), 3, 2).sum().backward()
     for row, column in np.ndindex(7, 7):
         pairs = max(3 - abs(row - 3), 0) * max(2 - abs(column - 3), 0)
         assert module.weight.grad[7 * row + column].tolist() == [pairs] * 3
@@ -344,12 +355,12 @@ def test_set_window_resizes_the_table(table_of_6, window):
     parameter = module.weight.requires_grad_(False)
     parameter.grad = torch.ones_like(parameter)
     with torch.no_grad():
-        module([(3, 3)])
+        module(3, 3)
         module.set_window(window)
         assert module.weight is parameter and parameter.grad is None and not parameter.requires_grad
         assert module.pretrained_window == window
         torch.testing.assert_close(parameter, resized_entry_by_entry(table, 6, window), rtol=0, atol=1e-12)
-        torch.testing.assert_close(module([(3, 3)])[0][0], bias_pair_by_pair(module, 3, 3), rtol=0, atol=1e-12)
+        torch.testing.assert_close(window_bias(module(3, 3), 3, 3), bias_pair_by_pair(module, 3, 3), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('assign', [False, True])
@@ -360,11 +371,11 @@ def test_a_table_of_another_window_is_resized_when_loaded(table_of_6, window, as
     table = random_table(window)
     state_dict = {'child.weight': table.clone()}
     with torch.no_grad():
-        module([(3, 3)])
+        module(3, 3)
         parent.load_state_dict(state_dict, assign=assign)
         assert torch.equal(state_dict['child.weight'], table)
         torch.testing.assert_close(module.weight, resized_entry_by_entry(table, window, 6), rtol=0, atol=1e-12)
-        torch.testing.assert_close(module([(3, 3)])[0][0], bias_pair_by_pair(module, 3, 3), rtol=0, atol=1e-12)
+        torch.testing.assert_close(window_bias(module(3, 3), 3, 3), bias_pair_by_pair(module, 3, 3), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('shape', [(121, 2), (49, 2), (120, 3), (121,)])
@@ -373,3 +384,19 @@ def test_a_table_of_other_heads_or_no_window_does_not_load(table_of_6, shape):
     with pytest.raises((RuntimeError, ValueError), match=r'size mismatch for weight|got \('):
         module.load_state_dict({'weight': torch.ones(shape)})
     assert torch.equal(module.weight, table)
+
+
+@pytest.mark.parametrize('height, width', [(1, 1), (3, 5), (5, 3), (1, 4), (4, 4)])
+def test_the_reversed_bias_has_its_keys_last_to_first_and_folds_back_pair_by_pair(height, width):
+    table = torch.randn(3, 13, 11, dtype=torch.float64)  # for windows up to 7 x 6
+    tokens = [(row, column) for row in range(height) for column in range(width)]
+    grad = torch.randn(3, len(tokens), len(tokens), dtype=torch.float64)
+    bias, folded = torch.empty_like(grad), torch.zeros(3, 2 * height - 1, 2 * width - 1, dtype=torch.float64)
+    for i, query in enumerate(tokens):
+        for j, key in enumerate(reversed(tokens)):
+            rows, columns = query[0] - key[0], query[1] - key[1]
+            bias[:, i, j] = table[:, rows + 6, columns + 5]
+            folded[:, rows + height - 1, columns + width - 1] += grad[:, i, j]
+    assert torch.equal(reversed_window_bias(table, height, width), bias)
+    assert torch.equal(window_bias(table, height, width), bias.flip(2))
+    torch.testing.assert_close(fold_reversed_bias(grad, height, width), folded, rtol=0, atol=1e-12)

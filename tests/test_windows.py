@@ -6,7 +6,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from swinv2_mm.windows import axis_segments, gather, partition, scatter
+from swinv2_mm.windows import axis_segments, gather, largest_window, map_windows, partition, scatter
 
 
 @st.composite
@@ -111,23 +111,86 @@ def test_windows_come_in_at_most_nine_groups_of_row_major_rectangles(height, wid
         assert torch.equal(order - order[:, :1, :1], offsets.expand_as(order))
 
 
+@given(st.integers(1, 35), st.integers(1, 35), window_and_shift(13), st.integers(1, 300))
+def test_parts_are_whole_windows_in_order_up_to_a_number_of_tokens(height, width, window_shift, max_tokens):
+    windows = partition(2, height, width, *window_shift)
+    parts = windows.split(max_tokens)
+    assert torch.equal(torch.cat([part.order for part in parts]), windows.order)
+
+    def shapes(part):
+        return [(group.height, group.width) for group in part.groups for _ in range(group.count)]
+
+    assert [shape for part in parts for shape in shapes(part)] == shapes(windows)
+    for part, following in zip(parts, [*parts[1:], None]):
+        tokens = sum(group.num_tokens for group in part.groups)
+        assert len(part.order) == tokens
+        assert tokens <= max_tokens or len(shapes(part)) == 1
+        if following is not None:
+            height, width = shapes(following)[0]
+            assert tokens + height * width > max_tokens  # no part ends early
+
+
+@given(st.integers(1, 35), st.integers(1, 35), window_and_shift(13))
+def test_the_largest_window_has_the_longest_segments(height, width, window_shift):
+    parts = partition(1, height, width, *window_shift).split(50)
+    assert largest_window(parts) == (
+        max(axis_segments(height, *window_shift)),
+        max(axis_segments(width, *window_shift)),
+    )
+
+
+def test_a_partition_is_made_once_and_serves_a_forward_pass_with_gradients():
+    with torch.inference_mode():
+        windows = partition(2, 6, 7, 3, 1)
+    assert partition(2, 6, 7, 3, 1) is windows
+    x = torch.randn(2, 6, 7, 3, requires_grad=True)
+    (gather(x, [windows])[0] ** 2).sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach())
+
+
 @pytest.mark.parametrize('shape', [(2, 7, 5), (1, 1, 9), (2, 13, 16), (3, 4, 4)])
 @pytest.mark.parametrize('window, shift', [(4, 0), (4, 2), (5, 2), (16, 8)])
-def test_scatter_undoes_gather(shape, window, shift):
+@pytest.mark.parametrize('max_tokens', [1000, 20, 1])
+def test_scatter_undoes_gather(shape, window, shift, max_tokens):
     windows = partition(*shape, window, shift)
+    parts = windows.split(max_tokens)
     x = torch.randn(*shape, 3)
-    tokens = gather(x, windows)
-    assert torch.equal(tokens, torch.stack([x.view(-1, 3)[i] for i in windows.order.tolist()]))
-    assert torch.equal(scatter(tokens, windows, *shape), x)
+    tokens = gather(x, parts)
+    assert torch.equal(torch.cat(tokens), torch.stack([x.view(-1, 3)[i] for i in windows.order.tolist()]))
+    assert torch.equal(scatter(tokens, parts, *shape), x)
 
 
-def test_gradients_of_gather_and_scatter_are_those_of_finite_differences():
-    windows = partition(2, 5, 3, 2, 1)
+@pytest.mark.parametrize('max_tokens', [1000, 5])
+def test_gradients_of_gather_and_scatter_are_those_of_finite_differences(max_tokens):
+    parts = partition(2, 5, 3, 2, 1).split(max_tokens)
     x = torch.randn(2, 5, 3, 2, dtype=torch.float64, requires_grad=True)
-    tokens = torch.randn(30, 2, dtype=torch.float64, requires_grad=True)
+    tokens = [torch.randn(len(part.order), 2, dtype=torch.float64, requires_grad=True) for part in parts]
     for function, inputs in (
-        (lambda x: gather(x, windows) ** 2, x),
-        (lambda tokens: scatter(tokens, windows, 2, 5, 3) ** 2, tokens),
+        (lambda x: tuple(t**2 for t in gather(x, parts)), (x,)),
+        (lambda *tokens: scatter(tokens, parts, 2, 5, 3) ** 2, tokens),
     ):
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize('gradients', [False, True])
+@pytest.mark.parametrize('max_tokens', [1000, 20])
+def test_a_function_of_windows_is_applied_part_by_part(gradients, max_tokens):
+    parts = partition(2, 7, 5, 3, 1).split(max_tokens)
+    x = torch.randn(2, 7, 5, 4, requires_grad=gradients)
+    before, seen = x.detach().clone(), []
+
+    def weighted(tokens, part):
+        """A function of the tokens and of their places on the map."""
+        seen.append(part)
+        return tokens**2 * part.order[:, None]
+
+    with torch.set_grad_enabled(gradients):
+        out = map_windows(weighted, x, parts)
+    weights = torch.arange(70).view(2, 7, 5, 1)
+    assert all(part is given for part, given in zip(seen, parts, strict=True))
+    assert torch.equal(x.detach(), before)
+    torch.testing.assert_close(out, before**2 * weights)
+    if gradients:
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        torch.testing.assert_close(grad, 2 * before * weights)

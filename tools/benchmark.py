@@ -49,6 +49,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--official', help="the official repository's models/swin_transformer_v2.py, in no package")
     parser.add_argument('--detector', action='store_true', help='time Mask R-CNN with this backbone and with Swin V1')
+    parser.add_argument('--profile', action='store_true', help='also say which kinds of operators take the time')
     parser.add_argument('--rounds', type=_positive, default=3, help='processes per implementation (default: 3)')
     parser.add_argument('--steps', type=_positive, default=3, help='timed steps per process, after one (default: 3)')
     parser.add_argument('--threads', type=_positive, help='CPU threads (default: as PyTorch chooses)')
@@ -88,8 +89,9 @@ def plan(args) -> list[list[Work]]:
         names = ['swinv2_mm', *chosen, 'gemm']
     rows = itertools.product(args.device, args.mode, args.dtype, args.windows, args.sizes)
     shared = dict(arch=args.arch, batch=args.batch, compile=args.compile, steps=args.steps, threads=args.threads)
+    shared.update(profile=args.profile, official=args.official)
     return [
-        [Work(name, mode, *size, window, dtype, device, official=args.official, **shared) for name in names]
+        [Work(name, mode, *size, window, dtype, device, **shared) for name in names]
         for device, mode, dtype, window, size in rows
     ]
 
@@ -160,6 +162,9 @@ def table(results: list[dict]) -> str:
         line += f' {r["memory_mb"]:6.0f} MB' if r['name'] != 'gemm' else ''
         line += f'   {r["times_first"]:.2f}x, {r["memory_of_first"]:.2f}x' if 'times_first' in r else ''
         lines.append(line)
+        if 'shares' in r and r['name'] != 'gemm':
+            shares = sorted(r['shares'].items(), key=lambda item: -item[1])
+            lines.append('   ' + ', '.join(f'{kind} {share:.0%}' for kind, share in shares))
     return '\n'.join(lines)
 
 

@@ -10,6 +10,7 @@ import peers
 import torch
 from mmengine.registry import init_default_scope
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from swinv2_mm import launch
 from swinv2_mm.amp import bfloat16_features
@@ -18,6 +19,15 @@ from swinv2_mm.windows import WindowGroup, partition
 
 FRONT_DOOR = Path(__file__).resolve().parents[1] / 'configs/mask_rcnn_swinv2.py'
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
+KINDS = {  # of operators
+    'matrix products': 'mm addmm bmm baddbmm baddbmm_ _linear_pointwise mkldnn_convolution mkldnn_linear',
+    'fused attention': '_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention '
+    '_efficient_attention_forward _efficient_attention_backward',
+    'softmax': '_softmax _softmax_backward_data exp_',
+    'copies': 'copy_ clone index index_select index_copy_ index_put_ cat flip roll constant_pad_nd fill_ stack',
+    'norms and GELU': 'native_layer_norm native_layer_norm_backward gelu gelu_backward linalg_vector_norm div div_',
+}
+KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
 ROWS = 4096  # of a matrix product of `gemm`: what does not fit the cache takes longer
 WEIGHTS = 2**21  # attention weights of a product of `gemm`
 
@@ -37,6 +47,7 @@ class Work(NamedTuple):
     compile: bool = False
     steps: int = 3
     threads: int | None = None
+    profile: bool = False
     official: str | None = None
 
 
@@ -62,7 +73,26 @@ def measure(work: Work) -> dict:
     result = {'seconds': seconds, 'first': first, 'peak_mb': (peak_memory(work.device) - step.before) / 2**20}
     if not work.name.startswith('mask-rcnn'):
         result['flops'] = flops(work)
+    if work.profile:
+        result['shares'] = shares_of_time(step, work.device)
     return result
+
+
+def shares_of_time(step: Callable[[], None], device: str) -> dict[str, float]:
+    """What part of a step goes into each kind of operator, by the profiler; the rest is all else, and Python on CPU."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda')
+    with profile(activities=activities) as profiler:
+        step()
+    events = profiler.key_averages()
+    times = {
+        event.key: getattr(event, f'self_{"device" if device == "cuda" else "cpu"}_time_total') for event in events
+    }
+    total = sum(times.values())
+    shares = {}
+    for name, seconds in times.items():
+        kind = KIND_OF.get(name.rpartition('::')[2], 'rest')
+        shares[kind] = shares.get(kind, 0) + seconds / total
+    return shares
 
 
 class Step:

@@ -34,8 +34,9 @@ def window_attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence
     out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
     with torch.autocast('cpu', enabled=False):
         for height, width, tokens, heads, tiles in _tiles(groups, num_heads):
-            qkv_of = _in_windows(qkv[tokens], height * width, 3 * num_heads).unflatten(1, (3, num_heads))[:, :, heads]
-            out_of = _in_windows(out[tokens], height * width, num_heads)[:, heads]
+            num_tokens = height * width
+            qkv_of = _in_windows(qkv[tokens], num_tokens, 3 * num_heads).unflatten(1, (3, -1))[:, :, heads]
+            out_of = _in_windows(out[tokens], num_tokens, num_heads)[:, heads]
             bias = reversed_window_bias(table[heads], height, width)[None]
             for tile in tiles:
                 q, k, v, _ = _operands(qkv_of[tile])
@@ -57,19 +58,19 @@ def window_attention_backward(
     grad_qkv, grad_scale, grad_table = torch.empty_like(qkv), torch.zeros_like(scale), torch.zeros_like(table)
     with torch.autocast('cpu', enabled=False):
         for height, width, tokens, heads, tiles in _tiles(groups, num_heads):
+            num_tokens = height * width
             qkv_of, grad_qkv_of = (
-                _in_windows(x[tokens], height * width, 3 * num_heads).unflatten(1, (3, num_heads))[:, :, heads]
+                _in_windows(x[tokens], num_tokens, 3 * num_heads).unflatten(1, (3, -1))[:, :, heads]
                 for x in (qkv, grad_qkv)
             )
-            grad_of = _in_windows(grad[tokens], height * width, num_heads)[:, heads]
+            grad_of = _in_windows(grad[tokens], num_tokens, num_heads)[:, heads]
             bias = reversed_window_bias(table[heads], height, width)
             grad_bias = torch.zeros_like(bias)
             for tile in tiles:
                 *qkv_tile, norms = _operands(qkv_of[tile])
                 q, k, v, grad_out = (x.to(table.dtype).contiguous() for x in (*qkv_tile, grad_of[tile]))
                 grads = _attention_backward(grad_out, q * scale[heads], k, v, bias, grad_bias)
-                along = _normalize_backward_(grads[0], q, norms[0] / scale[heads])
-                grad_scale[heads] += along.sum((0, 2)).view(-1, 1, 1)
+                grad_scale[heads] += _normalize_backward_(grads[0], q, norms[0], scale[heads])
                 _normalize_backward_(grads[1], k, norms[1])
                 grad_qkv_of[tile, 0] = grads[0]
                 grad_qkv_of[tile, 1:] = grads[1:].flip(3).transpose(0, 1)
@@ -129,15 +130,20 @@ def _operands(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor
     return q / norms[0].clamp(min=EPS), k.div_(norms[1].clamp(min=EPS)), v, norms
 
 
-def _normalize_backward_(grad: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
-    """Turn the gradient of unit vectors into that of the vectors they were made of, in place.
+def _normalize_backward_(grad: Tensor, unit: Tensor, norm: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """Turn the gradient of ``unit * scale``, in place, into that of the vectors that ``unit`` was made of.
+
+    Args:
+        grad (Tensor), unit (Tensor): (windows, heads, N, d).
+        norm (Tensor): (windows, heads, N, 1), of the vectors.
+        scale (Tensor | float): (heads, 1, 1).
 
     Returns:
-        Tensor: the components of the former along the unit vectors, (windows, heads, N, 1).
+        Tensor: (heads, 1, 1), the gradient of ``scale``.
     """
     along = (grad * unit).sum(-1, keepdim=True)
-    grad.addcmul_(unit, along, value=-1).div_(norm.clamp(min=EPS))
-    return along
+    grad.addcmul_(unit, along, value=-1).mul_(scale / norm.clamp(min=EPS))
+    return along.sum((0, 2)).unsqueeze(-1)
 
 
 def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, grad_bias: Tensor) -> Tensor:
