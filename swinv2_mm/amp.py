@@ -3,7 +3,6 @@
 from contextlib import contextmanager
 
 import torch
-from mmengine.device import get_device
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
@@ -32,9 +31,10 @@ def bfloat16_features(model: nn.Module):
     """Within this context, backbone and neck (`extract_feat`) run under bfloat16 autocast and give float32 maps."""
     model = model.module if is_model_wrapper(model) else model
     extract_feat = model.extract_feat
+    device = next(model.parameters()).device.type
 
     def extract(*args, **kwargs):
-        with torch.autocast(get_device(), torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             features = extract_feat(*args, **kwargs)
         return apply_to(features, lambda x: isinstance(x, Tensor), Tensor.float)
 

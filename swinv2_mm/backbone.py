@@ -152,24 +152,17 @@ class Block(nn.Module):
         kept = self.drop_path(x), self.drop_path(x)  # of the branches, drawn once for all parts
 
         def forward(tokens, part):
-            factors = (_of_tokens(factor, part, x) for factor in kept)
+            factors = (None if factor is None else factor.index_select(0, part.images) for factor in kept)  # (T, 1)
             return self._forward_tokens(tokens, part.groups, table, *factors)
 
-        if with_cp:
-            return map_windows(partial(checkpoint, forward, use_reentrant=False), x, parts)
-        return map_windows(forward, x, parts)
+        needs_grad = x.requires_grad or any(p.requires_grad for p in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and needs_grad):
+            return map_windows(partial(checkpoint, forward, use_reentrant=False) if with_cp else forward, x, parts)
 
     def _forward_tokens(self, x, groups, table, kept1, kept2):
         x = _add(x, self.norm1(self.attn(x, groups, table)), kept1)  # (T, C)
         x = _add(x, self.norm2(self.mlp(x)), kept2)
         return self.norm3(x)
-
-
-def _of_tokens(factor, part, x):
-    """A factor of every image, (B, 1), as one of every token of a part, (T, 1)."""
-    if factor is None:
-        return None
-    return factor.index_select(0, part.order.div(x.shape[1] * x.shape[2], rounding_mode='floor'))
 
 
 def _add(x, branch, factor):

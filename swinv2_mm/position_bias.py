@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .arch import CPB_HIDDEN_DIMS
 
@@ -200,7 +201,7 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
             return 16 * torch.sigmoid(F.linear(features, out.weight.to(dtype))).permute(2, 0, 1)
 
     def _coordinates(self, *args):
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():  # tensors may be no real ones
             return self.coordinates(*args)
         return _kept_coordinates(type(self).coordinates, *args)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 class WindowGroup(NamedTuple):
@@ -31,10 +32,12 @@ class Windows(NamedTuple):
     Attributes:
         groups (tuple[WindowGroup]): at most nine, in the order of ``order``.
         order (Tensor): (T,) int64, the flat map index of the token at each place in window order.
+        images (Tensor): (T,) int64, the image of the batch that it belongs to.
     """
 
     groups: tuple[WindowGroup, ...]
     order: Tensor
+    images: Tensor
 
     def split(self, max_tokens: int) -> list['Windows']:
         """Parts of whole windows with at most ``max_tokens`` tokens each, or one window where that is larger."""
@@ -50,7 +53,8 @@ class Windows(NamedTuple):
                 room -= parts[-1][-1].num_tokens
                 count -= fitting
         sizes = [sum(group.num_tokens for group in groups) for groups in parts]
-        return [Windows(tuple(groups), order) for groups, order in zip(parts, self.order.split(sizes))]
+        tokens = zip(self.order.split(sizes), self.images.split(sizes))
+        return [Windows(tuple(groups), order, images) for groups, (order, images) in zip(parts, tokens)]
 
 
 def axis_segments(length: int, window: int, shift: int) -> dict[int, list[int]]:
@@ -87,7 +91,7 @@ def partition(batch: int, height: int, width: int, window: int, shift: int, devi
         shift (int): offset of the window grid in tokens, 0 in even blocks and ``window // 2`` in odd blocks.
         device (torch.device, optional): where the index tensors live.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():  # tensors may be no real ones
         return _partition(batch, height, width, window, shift, device)
     return _kept_partition(batch, height, width, window, shift, device)
 
@@ -110,7 +114,8 @@ def _partition(batch, height, width, window, shift, device):
             columns = places(column_starts, w)[:, None, :]
             orders.append(((images * height + rows) * width + columns).flatten())  # (B, rows, columns, h, w) flat
             groups.append(WindowGroup(h, w, batch * len(row_starts) * len(column_starts)))
-    return Windows(tuple(groups), torch.cat(orders))
+    order = torch.cat(orders)
+    return Windows(tuple(groups), order, order.div(height * width, rounding_mode='floor'))
 
 
 def largest_window(parts: Sequence[Windows]) -> tuple[int, int]:

@@ -151,7 +151,7 @@ def test_window_attention_without_qkv_bias_is_the_loop_over_tokens(randomize):
 
 def test_window_attention_with_frozen_position_bias_is_the_loop_over_tokens(randomize):
     module = randomize(WindowAttention(8, num_heads=2, pretrained_window=4), std=0.5)
-    module.cpb_mlp.requires_grad_(False)  # training then goes through the fused kernel
+    module.cpb_mlp.requires_grad_(False)  # the table then needs no gradient
     assert_matches(module, attend_token_by_token, (2, 4), (2, 7, 5, 8), 4, 2)
 
 
@@ -186,6 +186,56 @@ def test_gradients_of_window_attention_are_those_of_finite_differences(randomize
 
     tokens = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(attend, (tokens, *(p.detach().requires_grad_() for p in module.parameters())))
+
+
+def operands(num_tokens, dtype, windows=3, heads=2, head_dim=32):
+    """``qkv``, ``scale``, ``table`` and groups of windows of one row."""
+    wide = torch.promote_types(dtype, torch.float32)
+    qkv = torch.randn(windows * num_tokens, 3 * heads * head_dim, dtype=torch.float64).to(dtype)
+    table = 16 * torch.rand(heads, 1, 2 * num_tokens - 1, dtype=torch.float64).to(wide)
+    return qkv, torch.tensor([10.0, 100.0], dtype=wide).view(-1, 1, 1), table, [WindowGroup(1, num_tokens, windows)]
+
+
+def heads_of(qkv, num_tokens):
+    """Unit queries, unit keys and values, (windows, heads, N, d), with the norms of float32 or wider."""
+    q, k, v = qkv.view(-1, num_tokens, 3, 2, 32).permute(2, 0, 3, 1, 4)
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    return *(nn.functional.normalize(x.to(wide), dim=-1) for x in (q, k)), v
+
+
+def bias_of_rows(table, num_tokens):
+    """(heads, N, N) of a (heads, 1, 2N-1) table: query minus key."""
+    tokens = torch.arange(num_tokens)
+    return table[:, 0, tokens[:, None] - tokens + num_tokens - 1]
+
+
+def formula(q, k, v, bias):
+    """Attention of scaled queries in float64, (windows*N, heads*d)."""
+    logits = torch.einsum('whqd,whkd->whqk', q.double(), k.double()) + bias.double()
+    weights = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    return torch.einsum('whqk,whkd->wqhd', weights, v.double()).flatten(2).flatten(0, 1)
+
+
+@pytest.mark.parametrize('num_tokens', [1, 2, 7, 33, 64, 145])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_attention_equals_the_formula(num_tokens, dtype, tolerance):
+    qkv, scale, table, groups = operands(num_tokens, dtype)
+    q, k, v = heads_of(qkv.double(), num_tokens)
+    expected = formula(q * scale, k, v, bias_of_rows(table, num_tokens)).to(dtype)
+    for path in (ops.sdpa.attention, ops.reference.attention, ops.attention):
+        assert_same(path(qkv, scale, table, groups), expected, tolerance)
+
+
+@pytest.mark.parametrize('num_tokens', [1, 7, 33, 64])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_fused_attention_in_bfloat16_equals_the_formula_of_its_operands_within_rounding(num_tokens, autocast):
+    qkv, scale, table, groups = operands(num_tokens, torch.bfloat16)
+    q, k, v = heads_of(qkv, num_tokens)
+    expected = formula(*(x.bfloat16() for x in (q * scale, k, v, bias_of_rows(table, num_tokens))))
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        out = ops.sdpa.attention(qkv, scale, table, groups)
+    assert out.dtype == torch.bfloat16
+    assert_same(out.double(), expected, 2**-7)  # half a step for the weights, half a step for the result
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

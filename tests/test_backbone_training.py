@@ -8,7 +8,7 @@ from torch import nn
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.backbone import Block, DropPath
-from swinv2_mm.windows import partition
+from swinv2_mm.windows import gather, partition, scatter
 
 
 def values_and_gradients(backbone, image):
@@ -31,20 +31,31 @@ def test_features_are_the_same_in_training_and_eval_without_drop_path(build_smal
             torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
+def count_runs(backbone):
+    """How often attention of each block runs from now on, a list that grows by itself."""
+    runs = []
+    for i, block in enumerate(blocks_of(backbone)):
+        block.attn.register_forward_hook(lambda *_, i=i: runs.append(i))
+    return runs
+
+
 @pytest.mark.parametrize('drop_path_rate', [0.0, 0.5])
-def test_checkpointing_reruns_blocks_and_changes_neither_values_nor_gradients(build_small, drop_path_rate):
+@pytest.mark.parametrize('part_size', [2**19, 600])
+def test_checkpointing_reruns_blocks_and_changes_neither_values_nor_gradients(
+    build_small, monkeypatch, drop_path_rate, part_size
+):
+    monkeypatch.setattr('swinv2_mm.backbone.PART_SIZE', part_size)
     plain = build_small(drop_path_rate=drop_path_rate).double()
     checkpointed = build_small(drop_path_rate=drop_path_rate, with_cp=True).double()
     checkpointed.load_state_dict(plain.state_dict())
-    runs = []
-    for block in blocks_of(checkpointed):
-        block.attn.register_forward_hook(lambda *_, block=block: runs.append(block))
+    plain_runs, runs = count_runs(plain), count_runs(checkpointed)
     image = torch.randn(4, 3, 70, 45, dtype=torch.float64)
     torch.manual_seed(1)
     expected, expected_grads = values_and_gradients(plain, image)
     torch.manual_seed(1)
     actual, grads = values_and_gradients(checkpointed, image)
-    assert [runs.count(block) for block in blocks_of(checkpointed)] == [2] * 8
+    assert [runs.count(i) for i in range(8)] == [2 * plain_runs.count(i) for i in range(8)]
+    assert (plain_runs == list(range(8))) == (part_size == 2**19)
     for a, e in zip([*actual, *grads.values()], [*expected, *expected_grads.values()], strict=True):
         torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12)
 
@@ -68,8 +79,10 @@ def test_each_branch_of_a_block_is_dropped_or_scaled_image_by_image(randomize, b
     nn.init.zeros_(off.weight)
     nn.init.zeros_(off.bias)
     x, windows = torch.randn(100, 3, 4, 8, dtype=torch.float64), partition(100, 3, 4, 2, 1)
-    residual = Block.forward(block.eval(), x, [windows]) - x
-    added = block.train()(x, windows.split(max_tokens)) - x
+    attended = block.attn(*gather(x, [windows]), windows.groups, block.attn.position_bias(2, 2))
+    attended = scatter([attended], [windows], *x.shape[:3])
+    residual = block.norm1(attended) if branch == 'attention' else block.norm2(block.mlp(x))
+    added = block(x, windows.split(max_tokens)) - x
     dropped = (added == 0).flatten(1).all(1)
     assert 0.2 < dropped.float().mean() < 0.6  # 0.4 by four standard deviations
     torch.testing.assert_close(added[~dropped], residual[~dropped] / 0.6)

@@ -105,7 +105,7 @@ def test_every_row_has_all_implementations(benchmark):
     assert len({work[1:] for row in rows for work in row}) == 16
     assert {(work.height, work.width) for row in rows for work in row} == {(64, 96), (32, 32)}
     args = benchmark.parse_args(['--detector'])
-    assert [work.name for work in benchmark.plan(args)[0]] == ['mask-rcnn swinv2_mm', 'mask-rcnn mmdet swin v1']
+    assert [work.name for work in benchmark.plan(args)[0]] == ['mask-rcnn swinv2_mm', 'mask-rcnn swin v1 w7']
 
 
 def test_figures_of_a_row_follow_from_its_measurements(benchmark):
@@ -147,6 +147,8 @@ def test_a_run_leaves_a_table_its_figures_and_a_plot(tmp_path):
     [
         (['--sizes', '800'], "'800' is no image size: write it as 800x1333"),
         (['--sizes', '0x8'], "'0x8' is no image size: write it as 800x1333"),
+        (['--peers', 'none', 'timm'], '--peers none timm: none goes alone'),
+        (['--out', 'setup.cfg'], '--out setup.cfg cannot be made a folder: File exists'),
         (['--windows', '0'], "invalid positive number value: '0'"),
         (
             ['--official', 'missing.py'],

@@ -116,6 +116,8 @@ def test_parts_are_whole_windows_in_order_up_to_a_number_of_tokens(height, width
     windows = partition(2, height, width, *window_shift)
     parts = windows.split(max_tokens)
     assert torch.equal(torch.cat([part.order for part in parts]), windows.order)
+    for part in parts:
+        assert part.images.tolist() == [token // (height * width) for token in part.order.tolist()]
 
     def shapes(part):
         return [(group.height, group.width) for group in part.groups for _ in range(group.count)]
@@ -140,10 +142,12 @@ def test_the_largest_window_has_the_longest_segments(height, width, window_shift
 
 
 def test_a_partition_is_made_once_and_serves_a_forward_pass_with_gradients():
+    shape = (2, 41, 43)  # no other test has it
     with torch.inference_mode():
-        windows = partition(2, 6, 7, 3, 1)
-    assert partition(2, 6, 7, 3, 1) is windows
-    x = torch.randn(2, 6, 7, 3, requires_grad=True)
+        windows = partition(*shape, 6, 2)
+    assert not windows.order.is_inference() and not windows.images.is_inference()
+    assert partition(*shape, 6, 2) is windows
+    x = torch.randn(*shape, 3, requires_grad=True)
     (gather(x, [windows])[0] ** 2).sum().backward()
     torch.testing.assert_close(x.grad, 2 * x.detach())
 
@@ -175,10 +179,12 @@ def test_gradients_of_gather_and_scatter_are_those_of_finite_differences(max_tok
 
 @pytest.mark.parametrize('gradients', [False, True])
 @pytest.mark.parametrize('max_tokens', [1000, 20])
-def test_a_function_of_windows_is_applied_part_by_part(gradients, max_tokens):
+@pytest.mark.parametrize('contiguous', [True, False])
+def test_a_function_of_windows_is_applied_part_by_part(gradients, max_tokens, contiguous):
     parts = partition(2, 7, 5, 3, 1).split(max_tokens)
-    x = torch.randn(2, 7, 5, 4, requires_grad=gradients)
-    before, seen = x.detach().clone(), []
+    x = torch.randn(2, 7, 5, 4) if contiguous else torch.randn(2, 4, 7, 5).permute(0, 2, 3, 1)
+    before, seen = x.clone(), []
+    x.requires_grad_(gradients)
 
     def weighted(tokens, part):
         """A function of the tokens and of their places on the map."""
@@ -194,3 +200,15 @@ def test_a_function_of_windows_is_applied_part_by_part(gradients, max_tokens):
     if gradients:
         (grad,) = torch.autograd.grad(out.sum(), x)
         torch.testing.assert_close(grad, 2 * before * weights)
+
+
+@pytest.mark.parametrize('gradients', [False, True])
+@pytest.mark.parametrize('max_tokens', [1000, 20])
+def test_a_function_of_windows_may_work_in_place_without_changing_the_map(gradients, max_tokens):
+    parts = partition(2, 7, 5, 3, 1).split(max_tokens)
+    x = torch.randn(2, 7, 5, 4, requires_grad=gradients)
+    before = x.detach().clone()
+    with torch.set_grad_enabled(gradients):
+        out = map_windows(lambda tokens, part: tokens.mul_(3), x, parts)
+    assert torch.equal(x.detach(), before)
+    assert torch.equal(out, 3 * before)

@@ -18,13 +18,12 @@ from pathlib import Path
 
 import peers
 import torch
-from benchmark_work import Work, measure
+from benchmark_work import DETECTORS, Work, measure
 
 from swinv2_mm.arch import ARCHS
 from swinv2_mm.launch import bad_input
 
 DISTRIBUTIONS = ('torch', 'mmengine', 'mmcv', 'mmdet', 'transformers', 'timm', 'mmpretrain', 'torchvision')
-DETECTORS = ('mask-rcnn swinv2_mm', 'mask-rcnn mmdet swin v1')
 
 
 def parse_args(argv=None):
@@ -60,6 +59,13 @@ def parse_args(argv=None):
         raise ValueError('--device cuda: PyTorch sees no GPU; leave it out, or install a PyTorch with CUDA')
     if args.official and not Path(args.official).is_file():
         raise ValueError(f'--official {args.official} does not exist: name the swin_transformer_v2.py of a clone')
+    if 'none' in args.peers and len(args.peers) > 1:
+        raise ValueError(f'--peers {" ".join(args.peers)}: none goes alone')
+    if args.out:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f'--out {args.out} cannot be made a folder: {error.strerror}') from error
     return args
 
 
@@ -140,10 +146,11 @@ def summarise(results: list[dict]) -> None:
             result['tflops'] = result['flops'] / result['best'] / 1e12
         if bound:
             result['gemm_share'] = bound / result['best']
-    measured = [r for r in results if r['seconds'] and r['name'] != 'gemm']
-    for result in measured[1:]:
-        result['times_first'] = result['best'] / measured[0]['best']
-        result['memory_of_first'] = result['memory_mb'] / measured[0]['memory_mb']
+    first, *others = (r for r in results if r['name'] != 'gemm')
+    for result in others:
+        if first['seconds'] and result['seconds']:
+            result['times_first'] = result['best'] / first['best']
+            result['memory_of_first'] = result['memory_mb'] / first['memory_mb']
 
 
 def table(results: list[dict]) -> str:
@@ -161,7 +168,7 @@ def table(results: list[dict]) -> str:
         line += f' {r["gemm_share"]:5.0%}' if 'gemm_share' in r else ' ' * 6
         line += f' {r["memory_mb"]:6.0f} MB' if r['name'] != 'gemm' else ''
         line += f'   {r["times_first"]:.2f}x, {r["memory_of_first"]:.2f}x' if 'times_first' in r else ''
-        lines.append(line)
+        lines.append(line + (f'   then: {r["skipped"]}' if 'skipped' in r else ''))
         if 'shares' in r and r['name'] != 'gemm':
             shares = sorted(r['shares'].items(), key=lambda item: -item[1])
             lines.append('   ' + ', '.join(f'{kind} {share:.0%}' for kind, share in shares))
@@ -240,7 +247,6 @@ def main() -> int:
         summarise(rows[-1])
         print(f'\n{table(rows[-1])}', flush=True)
         if args.out:
-            args.out.mkdir(parents=True, exist_ok=True)
             record = dict(command=sys.argv, date=time.strftime('%Y-%m-%d'), machine=about, rows=rows)
             (args.out / 'benchmark.json').write_text(json.dumps(record, indent=1))
             plot(rows, args.out / 'benchmark.png')

@@ -17,10 +17,11 @@ forced = os.environ.get(VARIABLE)
 def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], dropout: float = 0.0) -> Tensor:
     """`reference.attention` by the fastest path that has what the call needs; arguments and returns are the same.
 
-    The environment variable ``SWINV2_MM_ATTENTION`` forces one, for comparison: ``reference``, ``sdpa`` or ``flash``.
+    The environment variable ``SWINV2_MM_ATTENTION``, read when the package is imported, forces one for comparison:
+    ``reference``, ``sdpa`` or ``flash``.
 
     Raises:
-        ValueError: a path is forced that does not exist or has no dropout.
+        ValueError: a path is forced that does not exist, or that can't do this.
     """
     path = forced or _fastest(qkv, scale, table, dropout)
     if path not in PATHS:
@@ -29,13 +30,19 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
         return reference.attention(qkv, scale, table, groups, dropout)
     if dropout > 0:
         raise ValueError(f'{VARIABLE}={path} has no dropout of attention weights: unset it, or set attn_drop_rate=0')
+    if path == 'flash' and qkv.device.type != 'cpu':
+        raise ValueError(
+            f'{VARIABLE}=flash is for CPU, and the tensors are on {qkv.device}: unset it, or set it to sdpa'
+        )
     return PATHS[path](qkv, scale, table, groups)
 
 
 def _fastest(qkv, scale, table, dropout):
     if dropout > 0:
         return 'reference'
+    exporting = getattr(torch.compiler, 'is_exporting', bool)  # from PyTorch 2.7 on
+    if qkv.device.type != 'cpu' or torch.jit.is_tracing() or exporting():
+        return 'sdpa'  # an exported graph should have PyTorch's operators alone
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, scale, table))
-    # Without gradients a compiler does more with PyTorch's own operators, and an exported graph should have no others.
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return 'flash' if qkv.device.type == 'cpu' and (needs_grad or not traced) else 'sdpa'
+    # Without gradients a compiler does more with PyTorch's operators than around an opaque one.
+    return 'sdpa' if torch.compiler.is_compiling() and not needs_grad else 'flash'

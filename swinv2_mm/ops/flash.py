@@ -92,7 +92,12 @@ def _backward(ctx, grad):
     return *window_attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.groups), None
 
 
+def _second_backward(ctx, *grads):
+    raise RuntimeError('a second derivative needs the formula of attention: set SWINV2_MM_ATTENTION=reference')
+
+
 window_attention.register_autograd(_backward, setup_context=_save_for_backward)
+window_attention_backward.register_autograd(_second_backward)
 
 
 def _tiles(groups: Sequence[int], num_heads: int) -> Iterator[tuple[int, int, slice, slice, list[slice]]]:

@@ -12,15 +12,21 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
     def of_gelu(self, x: Tensor) -> Tensor:
-        """``self(gelu(x))`` for ``x`` (T, in_features); it keeps ``x`` alone for backward, and computes the GELU again.
+        """``self(gelu(x))`` that keeps ``x`` alone for backward, and computes the GELU again there.
 
-        Inductor decides by itself what to compute again. Hooks run for a call of the module alone, so that with any of
-        them that is made.
+        Hooks run for a call of the module alone, so with any of them that is made; and a compiler decides by itself
+        what to compute again.
+
+        Args:
+            x (Tensor): (..., in_features).
+
+        Returns:
+            Tensor: (..., out_features).
         """
         hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks)
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or any(hooks):
+        if not torch.is_grad_enabled() or _traced() or any(hooks):
             return self(F.gelu(x))
-        return _GeluLinear.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return _GeluLinear.apply(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -35,15 +41,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _suits_onednn(x, weight, bias):
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled('cpu'):
+    if _traced() or torch.is_autocast_enabled('cpu'):
         return False
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+    tensors = [t for t in (x, weight, bias) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
-    plain = all(t.device.type == 'cpu' and t.dtype == torch.float32 for t in (x, weight))
-    return plain and torch.backends.mkldnn.is_available()
+    plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in tensors)
+    return plain and x.device.type == 'cpu' and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+
+
+def _traced():
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class _GeluLinear(torch.autograd.Function):
+    """Under autocast everything but the gradients of weight and bias is in the half precision of the output."""
+
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
@@ -52,5 +65,13 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        grad_x = torch.ops.aten.gelu_backward(grad @ weight, x)
-        return grad_x, grad.mT @ F.gelu(x), grad.sum(0)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            grad_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
+        if needs_weight:
+            activated = F.gelu(x).to(grad.dtype).flatten(0, -2)
+            grad_weight = (grad.flatten(0, -2).mT @ activated).to(weight.dtype)
+        if needs_bias:
+            grad_bias = grad.flatten(0, -2).sum(0).to(weight.dtype)
+        return grad_x, grad_weight, grad_bias

@@ -22,7 +22,7 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     """As `reference.attention`; agrees with it to the rounding of the dtype of ``qkv``.
 
     The kernels accumulate logits and softmax in float32 whatever the dtype of their operands, which are rounded to that
-    of ``qkv``, the bias too.
+    of ``qkv``, the bias too. On CUDA the kernel with a gradient of the bias makes that for every window, then the sum.
     """
     outs = []
     on_cuda = _on_cuda(qkv)
@@ -44,4 +44,6 @@ def _on_cuda(x):
 def _aligned(bias):
     """The same (heads, N, N), with rows that start at multiples of `ALIGNMENT` elements in memory."""
     num_keys = bias.shape[-1]
+    if num_keys % ALIGNMENT == 0:
+        return bias
     return F.pad(bias, (0, -num_keys % ALIGNMENT))[..., :num_keys]
