@@ -118,28 +118,54 @@ def test_inference_part_by_part_holds_three_maps_and_what_a_part_needs(monkeypat
     assert peak(profiled(infer, image_size=image_size)[1]) > 6 * map_size
 
 
-def test_training_keeps_twelve_values_per_token_and_channel():
-    model, image, kept = build(), torch.randn(IMAGE), {}
+def kept_by_training(image_size):
+    """The values that a step keeps for backward, without parameters."""
+    model, image, kept = build(), torch.randn(image_size), {}
+    weights = {p.data_ptr() for p in model.parameters()}
 
     def keep(x):
-        kept[x.data_ptr()] = x.shape
+        kept[x.data_ptr()] = x.numel()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         model.train()(image)
-    channels = [shape[1] for shape in kept.values() if len(shape) == 2 and shape[0] == TOKENS]
-    # The tokens, queries, keys and values, what attention gives, both inputs of a norm, of the MLP and of its GELU; and
-    # two statistics of two norms.
-    assert sum(channels) == BLOCKS * (12 * CHANNELS + 4)
+    return sum(size for pointer, size in kept.items() if pointer not in weights)
 
 
-@pytest.mark.parametrize('window_size', [8, 16])
-def test_no_allocation_of_a_training_step_grows_with_the_number_of_windows_times_their_square(window_size):
-    model = build(window_size)
-    _, sizes = profiled(train, model, (1, 3, 512, 256))
-    weights = 128 * 64 * window_size**2 * 4  # bytes of all attention weights of one head
-    hidden = 128 * 64 * 4 * CHANNELS * 4
-    assert max(sizes) <= max(hidden, 4 * backbone.PART_SIZE) < 8 * weights
+def test_training_keeps_twelve_values_per_token_and_channel():
+    # Of a block: the tokens, queries, keys and values, what attention gives, the inputs of two norms, of the MLP and of
+    # its GELU, and two statistics of each norm. Of the embedding and the output: the image, the input of a norm each
+    # and its statistics.
+    per_token = BLOCKS * (12 * CHANNELS + 4) + 3 * 16 + 2 * (CHANNELS + 2)
+    once, twice = (kept_by_training((1, 3, 80 * n, 96)) for n in (1, 2))
+    assert twice - once == TOKENS * per_token
+
+
+def test_no_allocation_of_a_training_step_grows_with_the_number_of_windows_times_their_square():
+    _, sizes = profiled(train, build(window_size=32), (1, 3, 512, 512))
+    attention_weights = 128 * 128 * 32**2 * 4  # bytes, of the one head
+    hidden = 4 * backbone.PART_SIZE * 4
+    assert max(sizes) <= hidden < attention_weights / 4
+
+
+def test_frozen_blocks_keep_nothing_and_run_as_without_gradients():
+    model = build()
+    model.frozen_stages = 1
+    model.train()
+    operators, _ = profiled(lambda model, image: model(image), model)
+    assert operators['mkldnn::_linear_pointwise'] == 4 * BLOCKS
+    assert operators['_Gather'] == 0
+
+
+def test_stochastic_depth_draws_once_a_block_for_all_parts(monkeypatch):
+    in_parts(monkeypatch, 64)
+    model = build()
+    for block in model.layers[0].blocks:
+        block.drop_path.drop_prob = 0.1
+    operators, _ = profiled(train, model)
+    assert operators['aten::bernoulli_'] == 2 * BLOCKS
+    assert operators['aten::addcmul'] > 4 * BLOCKS
+    assert operators['aten::floor_divide'] == 0  # the image of a token is known
 
 
 @pytest.mark.parametrize('step', [infer, train])

@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+import swinv2_mm.backbone
 from swinv2_mm import SwinTransformerV2
 
 
@@ -33,6 +34,7 @@ def images():
 
 def train_on_half(rank, folder):
     torch.set_num_threads(1)
+    swinv2_mm.backbone.PART_SIZE = 600  # several parts a block
     dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
     backbone = build()
     parallel = DistributedDataParallel(backbone)  # must outlive the backward pass

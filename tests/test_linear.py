@@ -83,6 +83,24 @@ def test_of_gelu_keeps_one_tensor_of_tokens():
     assert kept_for_backward(lambda: layer(F.gelu(x))).count((5, 7)) == 2
 
 
+@pytest.mark.parametrize('shape', [(7,), (2, 3, 7)])
+@pytest.mark.parametrize('bias', [False, True])
+def test_of_gelu_takes_any_number_of_dimensions(shape, bias):
+    layer, x = Linear(7, 4, bias=bias).double(), torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    of = (x, *layer.parameters())
+    out, expected = layer.of_gelu(x), layer(F.gelu(x))
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    for actual, wanted in zip(torch.autograd.grad(out.sum(), of), torch.autograd.grad(expected.sum(), of), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_of_gelu_computes_no_gradient_of_frozen_weights():
+    layer, x = Linear(7, 4).requires_grad_(False), torch.randn(5, 7, requires_grad=True)
+    names = names_of_operators(lambda: layer.of_gelu(x).sum().backward())
+    assert (names.count('aten::mm'), names.count('aten::gelu')) == (1, 1)
+    assert layer.weight.grad is None and x.grad.abs().max() > 0
+
+
 def test_under_autocast_of_gelu_computes_in_bfloat16():
     mlp, x = Mlp(8, 32, drop=0.0), torch.randn(40, 8, requires_grad=True)
     with torch.autocast('cpu', torch.bfloat16):

@@ -1,6 +1,7 @@
 """Every path of attention inside windows against a loop over windows, and which path is taken."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -155,7 +156,7 @@ def test_a_second_derivative_is_an_error_with_flash_and_right_with_the_reference
         (grad,) = torch.autograd.grad(out.square().sum(), qkv, create_graph=True)
         return torch.autograd.grad(grad.square().sum(), qkv)
 
-    with pytest.raises(RuntimeError, match='window_attention_backward'):
+    with pytest.raises(RuntimeError, match='set SWINV2_MM_ATTENTION=reference'):
         second_derivative()
     monkeypatch.setattr(ops, 'forced', 'reference')
     assert second_derivative()[0].isfinite().all()
@@ -179,7 +180,8 @@ def taken(monkeypatch, *args, **kwargs):
         (dict(dropout=0.1), 'reference'),
         (dict(compiling=True), 'flash'),
         (dict(compiling=True, gradients=False), 'sdpa'),
-        (dict(tracing=True, gradients=False), 'sdpa'),
+        (dict(tracing=True), 'sdpa'),
+        (dict(compiling=True, exporting=True), 'sdpa'),
         (dict(device='meta'), 'sdpa'),
         (dict(forced='reference'), 'reference'),
         (dict(forced='sdpa'), 'sdpa'),
@@ -191,10 +193,43 @@ def test_the_path_is_picked_by_what_the_call_needs(monkeypatch, settings, path):
     leaves, groups = operands([(2, 2, 1)])
     leaves = [x.detach().to(settings.get('device', 'cpu')).requires_grad_() for x in leaves]
     monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: settings.get('compiling', False))
+    monkeypatch.setattr(torch.compiler, 'is_exporting', lambda: settings.get('exporting', False), raising=False)
     monkeypatch.setattr(torch.jit, 'is_tracing', lambda: settings.get('tracing', False))
     monkeypatch.setattr(ops, 'forced', settings.get('forced'))
     with torch.set_grad_enabled(settings.get('gradients', True)):
         assert taken(monkeypatch, *leaves, groups, settings.get('dropout', 0.0)) == [path]
+
+
+def test_flash_is_not_forced_upon_another_device(monkeypatch):
+    leaves, groups = operands([(2, 2, 1)])
+    monkeypatch.setattr(ops, 'forced', 'flash')
+    with pytest.raises(ValueError, match='SWINV2_MM_ATTENTION=flash is for CPU, and the model is on meta: unset it'):
+        ops.attention(*(x.to('meta') for x in leaves), groups)
+
+
+def test_a_traced_backbone_has_the_operators_of_pytorch_alone(build_small):
+    backbone, image = build_small().eval(), torch.randn(1, 3, 40, 33)
+    graph = str(torch.jit.trace(backbone, image, check_trace=False).inlined_graph)
+    assert 'scaled_dot_product_attention' in graph
+    assert not {'swinv2_mm::', 'mkldnn::', '_GeluLinear'} & set(re.findall(r'swinv2_mm::|mkldnn::|_GeluLinear', graph))
+    exported = torch.export.export(backbone, (image,)).graph
+    targets = {str(node.target) for node in exported.nodes}
+    assert not any('swinv2_mm' in target or 'mkldnn' in target for target in targets)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('height, width', [(8, 8), (16, 16), (7, 5), (8, 24), (32, 32)])  # 8 x 24 is 64 modulo 128
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-3), (torch.bfloat16, 0.06)])
+def test_values_and_gradients_on_cuda_are_those_of_the_formula(height, width, dtype, tolerance):
+    leaves, groups = operands([(height, width, 3)], dtype, head_dim=32)
+    expected = values_and_gradients(
+        ops.reference.attention, [x.detach().double().requires_grad_() for x in leaves], groups
+    )
+    leaves = [x.detach().cuda().requires_grad_() for x in leaves]
+    out = ops.attention(*leaves, groups)
+    weights = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    grads = torch.autograd.grad(out, leaves, weights.to(out.dtype).cuda())
+    assert_same([x.cpu() for x in (out.detach(), *grads)], expected, tolerance)
 
 
 def test_the_environment_variable_forces_a_path():

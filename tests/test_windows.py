@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swinv2_mm.windows import axis_segments, gather, largest_window, map_windows, partition, scatter
 
@@ -150,6 +151,17 @@ def test_a_partition_is_made_once_and_serves_a_forward_pass_with_gradients():
     x = torch.randn(*shape, 3, requires_grad=True)
     (gather(x, [windows])[0] ** 2).sum().backward()
     torch.testing.assert_close(x.grad, 2 * x.detach())
+
+
+def test_a_partition_of_fake_tensors_is_not_kept():
+    with FakeTensorMode():
+        partition(2, 37, 43, 6, 2)
+    assert type(partition(2, 37, 43, 6, 2).order) is torch.Tensor
+
+
+def test_tokens_know_their_image():
+    for part in partition(3, 7, 5, 4, 2).split(30):
+        assert part.images.tolist() == [place // 35 for place in part.order.tolist()]
 
 
 @pytest.mark.parametrize('shape', [(2, 7, 5), (1, 1, 9), (2, 13, 16), (3, 4, 4)])
