@@ -190,8 +190,8 @@ class Stage(nn.Module):
         return x
 
     def _parts(self, x, shift):
-        windows = partition(*x.shape[:3], self.window_size, shift, x.device)
-        if x.device.type != 'cpu' or torch.compiler.is_compiling():
+        windows = partition(*map(index, x.shape[:3]), self.window_size, shift, x.device)  # a tracer has tensors there
+        if x.device.type != 'cpu' or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return [windows]
         return windows.split(max(PART_SIZE // x.shape[3], 1))
 

@@ -145,7 +145,7 @@ def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts:
     Returns:
         Tensor: (B, H, W, C).
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.jit.is_tracing():  # a trace can't hold the functions below
         tokens = [function(tokens, part) for tokens, part in zip(gather(x, parts), parts)]
         return scatter(tokens, parts, *x.shape[:3])
     rows = x.flatten(0, 2)

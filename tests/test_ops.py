@@ -203,13 +203,16 @@ def test_the_path_is_picked_by_what_the_call_needs(monkeypatch, settings, path):
 def test_flash_is_not_forced_upon_another_device(monkeypatch):
     leaves, groups = operands([(2, 2, 1)])
     monkeypatch.setattr(ops, 'forced', 'flash')
-    with pytest.raises(ValueError, match='SWINV2_MM_ATTENTION=flash is for CPU, and the model is on meta: unset it'):
+    with pytest.raises(ValueError, match='SWINV2_MM_ATTENTION=flash is for CPU, and the tensors are on meta: unset it'):
         ops.attention(*(x.to('meta') for x in leaves), groups)
 
 
 def test_a_traced_backbone_has_the_operators_of_pytorch_alone(build_small):
     backbone, image = build_small().eval(), torch.randn(1, 3, 40, 33)
-    graph = str(torch.jit.trace(backbone, image, check_trace=False).inlined_graph)
+    traced = torch.jit.trace(backbone, image, check_trace=False)
+    for actual, expected in zip(traced(image), backbone(image), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    graph = str(traced.inlined_graph)
     assert 'scaled_dot_product_attention' in graph
     assert not {'swinv2_mm::', 'mkldnn::', '_GeluLinear'} & set(re.findall(r'swinv2_mm::|mkldnn::|_GeluLinear', graph))
     exported = torch.export.export(backbone, (image,)).graph

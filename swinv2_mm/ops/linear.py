@@ -70,8 +70,8 @@ class _GeluLinear(torch.autograd.Function):
         if needs_x:
             grad_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
         if needs_weight:
-            activated = F.gelu(x).to(grad.dtype).flatten(0, -2)
-            grad_weight = (grad.flatten(0, -2).mT @ activated).to(weight.dtype)
+            activated = F.gelu(x).to(grad.dtype).reshape(-1, x.shape[-1])
+            grad_weight = (grad.reshape(-1, grad.shape[-1]).mT @ activated).to(weight.dtype)
         if needs_bias:
-            grad_bias = grad.flatten(0, -2).sum(0).to(weight.dtype)
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(weight.dtype)
         return grad_x, grad_weight, grad_bias
