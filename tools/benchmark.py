@@ -202,19 +202,19 @@ def plot(rows: list[list[dict]], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     results = [r for row in rows for r in row if r['seconds'] and r['name'] != 'gemm']
-    figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout='constrained')
     kinds = [
         ('window in tokens', lambda r: r['window'], lambda r: f'{r["height"]}x{r["width"]}'),
         ('image in megapixels', lambda r: r['height'] * r['width'] / 1e6, lambda r: f'window {r["window"]}'),
     ]
     names = list(dict.fromkeys(r['name'] for r in results))
-    styles = itertools.cycle(['-', '--', ':', '-.'])
+    kinds = [kind for kind in kinds if len(set(map(kind[1], results))) > 1] or kinds[:1]
+    figure, axes = plt.subplots(2, len(kinds), figsize=(6 * len(kinds), 8), layout='constrained', squeeze=False)
     for (xlabel, x, other), column in zip(kinds, axes.T):
         curves = {}
         for r in results:
             key = ', '.join((other(r), r['mode'], r['dtype'], r['device']))
             curves.setdefault(key, {}).setdefault(r['name'], []).append((x(r), r['best'], r['memory_mb'] / 1e3))
-        for (key, of_names), style in zip(curves.items(), styles):
+        for (key, of_names), style in zip(curves.items(), itertools.cycle(['-', '--', ':', '-.'])):
             for name, points in of_names.items():
                 xs, *ys = zip(*sorted(points))
                 for ax, y in zip(column, ys):
