@@ -96,6 +96,34 @@ def test_official_code_is_named_where_it_is_not_to_be_had(peers):
         peers.build('official', 'tiny', (800, 1333), 8, 'swin_transformer_v2.py')
 
 
+OFFICIAL = """
+from torch import nn
+
+def twice(x):
+    return 2 * x
+
+class Twice(nn.Module):
+    downsample = None
+    blocks = ()
+
+    def forward(self, x):
+        return twice(x)
+
+class SwinTransformerV2(nn.Module):
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.patch_embed, self.layers = Twice(), nn.ModuleList([Twice()])
+"""
+
+
+def test_code_from_a_file_compiles(peers, tmp_path):
+    path = tmp_path / 'swin_transformer_v2.py'
+    path.write_text(OFFICIAL)
+    model = peers.build('official', 'tiny', (256, 256), 8, path)
+    (doubled,) = torch.compile(model, backend='eager', fullgraph=True)(torch.ones(3))
+    assert doubled.tolist() == [2, 2, 2]
+
+
 def test_every_row_has_all_implementations(benchmark):
     flags = '--sizes 64x96 32x32 --windows 4 8 --mode infer train --dtype fp32 bf16 --peers timm --threads 1'
     args = benchmark.parse_args(flags.split())

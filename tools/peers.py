@@ -166,6 +166,7 @@ def _official(arch: Arch, size, window, path):
     import_libraries()
     spec = importlib.util.spec_from_file_location('official_swin_transformer_v2', path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # torch.compile imports it by its name
     spec.loader.exec_module(module)
     return StageByStage(
         module.SwinTransformerV2(
