@@ -16,17 +16,52 @@ def names_of_operators(function):
     return [event.name for event in profiler.events()]
 
 
+ONEDNN = 'mkldnn::_linear_pointwise'
+
+
 @pytest.mark.parametrize('shape', [(1, 8), (37, 8), (3, 5, 8)])
 @pytest.mark.parametrize('bias', [False, True])
 def test_inference_by_onednn_is_the_linear_layer(shape, bias):
     x, weight = torch.randn(shape), torch.randn(6, 8)
     bias = torch.randn(6) if bias else None
     torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
-    assert 'mkldnn::_linear_pointwise' in names_of_operators(lambda: linear(x, weight, bias))
+    assert names_of_operators(lambda: linear(x, weight, bias)).count(ONEDNN) == 1
 
 
-def gradients():
-    linear(torch.randn(3, 8), torch.randn(6, 8, requires_grad=True)).sum().backward()
+@pytest.mark.parametrize('shape', [(8,), (37, 8), (3, 5, 8)])
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('of_gelu', [False, True])
+def test_training_by_onednn_has_the_gradients_of_the_linear_layer(shape, bias, of_gelu):
+    layer, x = Linear(8, 6, bias=bias), torch.randn(shape, requires_grad=True)
+    of = (x, *layer.parameters())
+
+    def derivatives(function):
+        out = function()
+        summed = torch.autograd.grad(out.sum(), of, retain_graph=True)  # of a gradient with strides of 0
+        first = torch.autograd.grad(out.square().sum(), of, create_graph=True)
+        second = torch.autograd.grad(sum(grad.square().sum() for grad in first), of)
+        return out, *summed, *first, *second
+
+    def plain():
+        return F.linear(F.gelu(x) if of_gelu else x, layer.weight, layer.bias)
+
+    def own():
+        return layer.of_gelu(x) if of_gelu else layer(x)
+
+    for actual, wanted in zip(derivatives(own), derivatives(plain), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+    names = names_of_operators(lambda: own().sum().backward())
+    assert names.count(ONEDNN) == 2  # forward, and for the gradient of x
+
+
+@pytest.mark.parametrize('wanted', ['x', 'weight', 'bias'])
+def test_training_computes_no_gradient_that_nothing_needs(wanted):
+    tensors = {'x': torch.randn(5, 8), 'weight': torch.randn(6, 8), 'bias': torch.randn(6)}
+    tensors[wanted].requires_grad_()
+    names = names_of_operators(lambda: linear(**tensors).sum().backward())
+    assert names.count(ONEDNN) == (2 if wanted == 'x' else 1)
+    assert names.count('aten::mm') == (1 if wanted == 'weight' else 0)
+    assert [name for name, tensor in tensors.items() if tensor.grad is not None] == [wanted]
 
 
 def under_autocast():
@@ -38,9 +73,9 @@ def in_float64():
     linear(torch.randn(3, 8).double(), torch.randn(6, 8).double())
 
 
-@pytest.mark.parametrize('function', [gradients, under_autocast, in_float64])
+@pytest.mark.parametrize('function', [under_autocast, in_float64])
 def test_all_else_is_left_to_pytorch(function):
-    assert 'mkldnn::_linear_pointwise' not in names_of_operators(function)
+    assert ONEDNN not in names_of_operators(function)
 
 
 def test_a_traced_graph_has_no_private_operator():
@@ -97,7 +132,7 @@ def test_of_gelu_takes_any_number_of_dimensions(shape, bias):
 def test_of_gelu_computes_no_gradient_of_frozen_weights():
     layer, x = Linear(7, 4).requires_grad_(False), torch.randn(5, 7, requires_grad=True)
     names = names_of_operators(lambda: layer.of_gelu(x).sum().backward())
-    assert (names.count('aten::mm'), names.count('aten::gelu')) == (1, 1)
+    assert (names.count(ONEDNN), names.count('aten::mm'), names.count('aten::gelu')) == (2, 0, 1)
     assert layer.weight.grad is None and x.grad.abs().max() > 0
 
 

@@ -26,52 +26,59 @@ class Linear(nn.Linear):
         hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks)
         if not torch.is_grad_enabled() or _traced() or any(hooks):
             return self(F.gelu(x))
-        return _GeluLinear.apply(x, self.weight, self.bias)
+        return _Linear.apply(x, self.weight, self.bias, True)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`; without gradients, in float32 on CPU, by oneDNN, as the code of Inductor does.
+    """`torch.nn.functional.linear`; in float32 on CPU by oneDNN, forward and for the gradient of ``x``.
 
-    PyTorch itself copies the bias over the output and calls MKL, which takes 1.05 to 1.2 times as long on the machine
-    that docs/performance.md names.
+    PyTorch itself copies the bias over the output and calls MKL, which takes about 1.2 times as long on the
+    machine that docs/performance.md names. Inductor calls oneDNN too.
     """
-    if _suits_onednn(x, weight, bias):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
-    return F.linear(x, weight, bias)
+    if not _suits_onednn(x, weight, bias):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return _Linear.apply(x, weight, bias, False)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
 
 
-def _suits_onednn(x, weight, bias):
+def _suits_onednn(*tensors):
     if _traced() or torch.is_autocast_enabled('cpu'):
         return False
-    tensors = [t for t in (x, weight, bias) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
-    plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in tensors)
-    return plain and x.device.type == 'cpu' and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+    kept = [t for t in tensors if t is not None]
+    return all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.device.type == 'cpu' for t in kept)
 
 
 def _traced():
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-class _GeluLinear(torch.autograd.Function):
-    """Under autocast everything but the gradients of weight and bias is in the half precision of the output."""
+class _Linear(torch.autograd.Function):
+    """A linear layer of ``x``, or of its GELU, which is computed again in backward.
+
+    Under autocast everything but the gradients of weight and bias is in the half precision of the output.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, of_gelu):
         ctx.save_for_backward(x, weight)
-        return linear(F.gelu(x), weight, bias)
+        ctx.of_gelu = of_gelu
+        return linear(F.gelu(x) if of_gelu else x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
         if needs_x:
-            grad_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
+            grad_x = linear(grad, weight.mT.to(grad.dtype)).to(x.dtype)
+            if ctx.of_gelu:
+                grad_x = torch.ops.aten.gelu_backward(grad_x, x)
         if needs_weight:
-            activated = F.gelu(x).to(grad.dtype).reshape(-1, x.shape[-1])
-            grad_weight = (grad.reshape(-1, grad.shape[-1]).mT @ activated).to(weight.dtype)
+            taken = (F.gelu(x) if ctx.of_gelu else x).to(grad.dtype).reshape(-1, x.shape[-1])
+            grad_weight = (grad.reshape(-1, grad.shape[-1]).mT @ taken).to(weight.dtype)
         if needs_bias:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(weight.dtype)
-        return grad_x, grad_weight, grad_bias
+        return grad_x, grad_weight, grad_bias, None
