@@ -72,13 +72,14 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
+        rows = grad.reshape(-1, grad.shape[-1])
         if needs_x:
             grad_x = linear(grad, weight.mT.to(grad.dtype)).to(x.dtype)
             if ctx.of_gelu:
                 grad_x = torch.ops.aten.gelu_backward(grad_x, x)
         if needs_weight:
-            taken = (F.gelu(x) if ctx.of_gelu else x).to(grad.dtype).reshape(-1, x.shape[-1])
-            grad_weight = (grad.reshape(-1, grad.shape[-1]).mT @ taken).to(weight.dtype)
+            taken = (F.gelu(x) if ctx.of_gelu else x).to(grad.dtype)
+            grad_weight = (rows.mT @ taken.reshape(-1, x.shape[-1])).to(weight.dtype)
         if needs_bias:
-            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(weight.dtype)
+            grad_bias = rows.sum(0).to(weight.dtype)
         return grad_x, grad_weight, grad_bias, None
