@@ -15,16 +15,6 @@ model = dict(
             checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
             'swinv2_tiny_patch4_window16_256.pth',
         ),
-    )
+    ),
 )
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys=dict(
-            _delete_=True,
-            cpb_mlp=dict(decay_mult=0.0),
-            relative_position_bias_table=dict(decay_mult=0.0),
-            logit_scale=dict(decay_mult=0.0),
-            norm=dict(decay_mult=0.0),
-        )
-    )
-)
+optim_wrapper = dict(constructor='SwinV2OptimWrapperConstructor', paramwise_cfg=dict(_delete_=True))

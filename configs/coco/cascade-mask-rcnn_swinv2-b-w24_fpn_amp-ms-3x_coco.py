@@ -1,0 +1,13 @@
+"""Cascade Mask R-CNN with SwinV2-B, window 24, pretrained on ImageNet-22K, on COCO for 36 epochs, in bfloat16."""
+
+_base_ = './cascade-mask-rcnn_swinv2-b-w16_fpn_amp-ms-3x_coco.py'
+
+model = dict(
+    backbone=dict(
+        window_size=24,
+        init_cfg=dict(
+            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
+            'swinv2_base_patch4_window12to24_192to384_22kto1k_ft.pth',
+        ),
+    ),
+)

@@ -1,0 +1,63 @@
+"""HTC++ with SwinV2-L, window 32, on COCO for 72 epochs, in bfloat16: the system-level recipe.
+
+HTC with Soft-NMS and training at shorter sides of 400 to 1400, from ImageNet-22K weights, as in the paper (arXiv
+2111.09883, section 4 and appendix) and its predecessor (arXiv 2103.14030, appendix A2.2). What differs:
+
+- No semantic branch, so that no `stuffthingmaps` are needed.
+- No InstaBoost, which needs a package of its own.
+- No extra global attention after the backbone or pyramid.
+- The longer side is at most 1536 in training, the image size of the paper, and in testing, where the shorter is 1100;
+  the predecessor's limit is 1600.
+- Learning rate, weight decay, batch and 72 epochs are the predecessor's; drop path is that of the smaller recipes.
+- Testing at one scale. `tools/test.py --window-size 48` tests with the larger window of the paper.
+"""
+
+_base_ = 'mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['swinv2_mm'])
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='SwinTransformerV2',
+        arch='large',
+        window_size=32,
+        with_cp=True,
+        drop_path_rate=0.2,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
+            'swinv2_large_patch4_window12_192_22k.pth',
+        ),
+    ),
+    neck=dict(in_channels=[192, 384, 768, 1536]),
+    test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms', iou_threshold=0.5))),
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=None),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomResize', scale=[(1536, 400), (1536, 1400)], keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=None),
+    dict(type='Resize', scale=(1536, 1100), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+max_epochs = 72
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000),
+    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[63, 69], gamma=0.1),
+]
+optim_wrapper = dict(
+    type='BFloat16OptimWrapper',
+    constructor='SwinV2OptimWrapperConstructor',
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+)

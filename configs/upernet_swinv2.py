@@ -1,0 +1,28 @@
+"""UPerNet with SwinV2-T, window 16, on ADE20K, crops of 512 pixels, 160k iterations.
+
+The paper's recipe (arXiv 2111.09883, appendix): learning rate 4e-5, layer decay 0.95, drop path 0.3, batch 16. Weight
+decay, warm-up and augmentation are those of mmseg's Swin recipe.
+"""
+
+_base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
+
+custom_imports = dict(imports=['swinv2_mm'])
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='SwinTransformerV2',
+        arch='tiny',
+        window_size=16,
+        drop_path_rate=0.3,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
+            'swinv2_tiny_patch4_window16_256.pth',
+        ),
+    ),
+)
+optim_wrapper = dict(
+    constructor='SwinV2OptimWrapperConstructor',
+    optimizer=dict(lr=4e-5),
+    paramwise_cfg=dict(_delete_=True, decay_rate=0.95),
+)

@@ -1,0 +1,111 @@
+"""Parameter groups: layer-wise learning rates, and which parameters have no weight decay."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import Tensor, nn
+
+from .arch import POSITION_BIASES
+from .backbone import SwinTransformerV2
+
+NO_DECAY = ('logit_scale', *POSITION_BIASES.values())  # parts of names; norms and biases are told by their shape
+MULTIPLIERS = {'lr_mult', 'decay_mult'}
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Parameter groups for a detector or segmentor whose backbone is a `SwinTransformerV2`.
+
+    Norms, biases, logit scales and position biases have no weight decay, in the whole model (`has_weight_decay`).
+    With a ``decay_rate`` below 1 the learning rate falls from block to block towards the image (`layer_depths`).
+
+    Args:
+        optim_wrapper_cfg (dict): the optim wrapper, with an ``optimizer`` that has ``lr`` and ``weight_decay``.
+        paramwise_cfg (dict, optional): ``decay_rate`` (float, 1 by default), the learning rate of a block over that of
+            the next one; and ``custom_keys`` (dict), for parts of parameter names a dict with ``lr_mult`` and
+            ``decay_mult``, which multiply what the parameter has otherwise. The longest part that is in a name counts.
+
+    Raises:
+        ValueError: an option is unknown or out of its range; on building the optimizer also if a key of
+            ``custom_keys`` is in the name of no parameter, or the model has no `SwinTransformerV2`.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        options = {'decay_rate': 1.0, 'custom_keys': {}}
+        unknown = [name for name in paramwise_cfg or {} if name not in options]
+        if unknown:
+            raise ValueError(
+                f'paramwise_cfg of {type(self).__name__} takes {" and ".join(options)}, got {unknown[0]!r}: drop what '
+                "a host's recipe has there with paramwise_cfg=dict(_delete_=True, ...)"
+            )
+        super().__init__(optim_wrapper_cfg, options | dict(paramwise_cfg or {}))
+        self.decay_rate, self.custom_keys = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['custom_keys']
+        if self.base_lr is None or self.base_wd is None:
+            raise ValueError(f'optimizer must have lr and weight_decay, got {self.optimizer_cfg!r}')
+        if not 0 < self.decay_rate <= 1:
+            raise ValueError(f'decay_rate must be more than 0 and at most 1, got {self.decay_rate!r}')
+        for key, multipliers in self.custom_keys.items():
+            if not isinstance(multipliers, Mapping) or not set(multipliers) <= MULTIPLIERS:
+                raise ValueError(f'custom_keys[{key!r}] must be a dict of lr_mult and decay_mult, got {multipliers!r}')
+
+    def add_params(self, params: list[dict], module: nn.Module) -> None:
+        """Append a group for each pair of learning rate and weight decay, and log them.
+
+        Args:
+            params (list[dict]): the groups of the optimizer.
+            module (nn.Module): the whole model.
+        """
+        parameters = dict(module.named_parameters())
+        for key in self.custom_keys:
+            if not any(key in name for name in parameters):
+                raise ValueError(f'custom_keys has {key!r}, which is part of no parameter name: correct or drop it')
+        distances = distances_to_head(module)
+        members = defaultdict(list)
+        for name, parameter in parameters.items():
+            if parameter.requires_grad:
+                custom = self._custom(name)
+                rate = self.decay_rate ** distances.get(name, 0) * custom.get('lr_mult', 1)
+                decay = custom.get('decay_mult', 1) if has_weight_decay(name, parameter) else 0
+                members[self.base_lr * rate, self.base_wd * decay].append(parameter)
+        groups = [dict(params=members[key], lr=key[0], weight_decay=key[1]) for key in sorted(members)]
+        lines = [f'{g["lr"]:13.3g} {g["weight_decay"]:12.3g} {len(g["params"]):10}' for g in groups]
+        print_log('\n'.join(['Optimizer:\nlearning rate weight decay parameters', *lines]), logger='current')
+        params.extend(groups)
+
+    def _custom(self, name):
+        return self.custom_keys.get(max((key for key in self.custom_keys if key in name), key=len, default=None), {})
+
+
+def has_weight_decay(name: str, parameter: Tensor) -> bool:
+    """Whether the official ``optimizer.py`` decays a parameter: no vector, bias, logit scale or position bias."""
+    return parameter.ndim > 1 and not name.endswith('.bias') and not any(part in name for part in NO_DECAY)
+
+
+def distances_to_head(model: nn.Module) -> dict[str, int]:
+    """How many layers each parameter of the backbones is away from what follows them, by name in the model.
+
+    As in the official SimMIM fine-tuning: 1 for the last block, one more for each block before it, counted through all
+    stages, and one more for the patch embedding. A patch merging goes with the block before it, an output norm with
+    what follows the backbone, at 0.
+
+    Raises:
+        ValueError: the model has no `SwinTransformerV2`.
+    """
+    backbones = {name: module for name, module in model.named_modules() if isinstance(module, SwinTransformerV2)}
+    if not backbones:
+        raise ValueError(f'{type(model).__name__} has no SwinTransformerV2: leave the constructor of optim_wrapper out')
+    distances = {}
+    for prefix, backbone in backbones.items():
+        layers, later = {'patch_embed': 0}, 0  # distances to the patch embedding
+        for i, stage in enumerate(backbone.layers):
+            for j in range(len(stage.blocks)):
+                later += 1
+                layers[f'layers.{i}.blocks.{j}'] = later
+            layers[f'layers.{i}.downsample'] = later
+        for layer, depth in layers.items():
+            for name, _ in backbone.get_submodule(layer).named_parameters():
+                distances['.'.join(filter(None, (prefix, layer, name)))] = later + 1 - depth
+    return distances

@@ -1,0 +1,251 @@
+"""The recipes: each as it is, built on the meta device, and each shrunk, trained and tested for a step."""
+
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.datasets import CocoPanopticDataset
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from mmengine.utils import ManagerMixin
+from pycocotools.coco import COCO
+
+import swinv2_mm.launch as launch
+from swinv2_mm.arch import ARCHS, parse_arch
+from swinv2_mm.optim import SwinV2OptimWrapperConstructor
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ('configs', 'configs/coco', 'configs/ade20k')
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).glob('*.py'))
+RELEASES = 'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
+# What Microsoft released: arch, and the window per stage that normalises the position bias.
+RELEASED = {
+    f'swinv2_{arch}_patch4_window{window}_256': (arch, (window, window, window, 8))
+    for arch in ('tiny', 'small', 'base')
+    for window in (8, 16)
+} | {
+    f'swinv2_{arch}_patch4_window12{variant}': (arch, (12, 12, 12, 6))
+    for arch in ('base', 'large')
+    for variant in ('_192_22k', 'to16_192to256_22kto1k_ft', 'to24_192to384_22kto1k_ft')
+}
+SMALL = dict(embed_dims=16, depths=(2, 1, 1, 1), num_heads=(1, 1, 2, 4))
+SIZES = ('scale', 'scales', 'crop_size', 'size', 'max_size')  # settings in pixels
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def no_traces(monkeypatch):
+    """What a Runner registers by its name, such as the default scope, is gone after the test."""
+    for manager in (ManagerMixin, DefaultScope, MMLogger, MessageHub):
+        if '_instance_dict' in vars(manager):
+            monkeypatch.setattr(manager, '_instance_dict', manager._instance_dict.copy())
+
+
+@pytest.fixture(scope='module')
+def coco(shapes, tmp_path_factory):
+    """The drawn scenes as if they were COCO: its categories, of which six are drawn, and panoptic annotations too."""
+    root = tmp_path_factory.mktemp('coco')
+    classes = CocoPanopticDataset.METAINFO['classes']  # 80 things, then stuff
+    for split in ('train', 'val'):
+        (root / f'{split}2017').symlink_to(shapes / f'{split}2017')
+        segments = root / f'annotations/panoptic_{split}2017'
+        segments.mkdir(parents=True)
+        drawn = COCO(shapes / f'annotations/instances_{split}2017.json')
+        common = dict(info={}, images=list(drawn.imgs.values()))
+        things = [dict(id=i, name=name, isthing=1) for i, name in enumerate(classes[:80], 1)]
+        stuff = [dict(id=i, name=name, isthing=0) for i, name in enumerate(classes[80:], 81)]
+        instances = common | dict(categories=things, annotations=list(drawn.anns.values()))
+        (root / f'annotations/instances_{split}2017.json').write_text(json.dumps(instances))
+        annotations = []
+        for image_id in drawn.imgs:
+            ids = np.full((256, 256), 200)  # of segments; that of the background is 200
+            infos = [dict(id=200, category_id=81, area=1, bbox=[0, 0, 256, 256], iscrowd=0)]
+            for i, shape in enumerate(drawn.imgToAnns[image_id], 1):
+                ids[drawn.annToMask(shape) == 1] = i
+                infos.append({key: shape[key] for key in ('category_id', 'area', 'bbox', 'iscrowd')} | dict(id=i))
+            name = f'{image_id:012d}.png'
+            cv2.imwrite(str(segments / name), np.stack((ids * 0, ids * 0, ids), 2))  # BGR: the id is in red
+            annotations.append(dict(image_id=image_id, file_name=name, segments_info=infos))
+        panoptic = common | dict(categories=things + stuff, annotations=annotations)
+        (root / f'annotations/panoptic_{split}2017.json').write_text(json.dumps(panoptic))
+    return root
+
+
+def build(cfg, device):
+    launch.set_initial_weights(cfg, 'none')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
+        return MODELS.build(cfg.model)
+
+
+def consumers(model):
+    """What takes maps of the backbone: module, and the indices of the maps it takes."""
+    if getattr(model, 'neck', None) is not None:
+        return [(model.neck, range(len(model.backbone.out_indices)))]
+    heads = [getattr(model, name, None) for name in ('panoptic_head', 'decode_head', 'auxiliary_head')]
+    return [(head, getattr(head, 'in_index', None) or range(4)) for head in heads if head is not None]
+
+
+def channels_taken(module):
+    if hasattr(module, 'in_channels'):
+        taken = module.in_channels
+    elif hasattr(module, 'convs'):  # a ChannelMapper
+        taken = [conv.conv.in_channels for conv in module.convs]
+    else:  # a Mask2FormerHead
+        decoder = module.pixel_decoder
+        taken = [conv.conv.in_channels for conv in [*decoder.lateral_convs, *list(decoder.input_convs)[::-1]]]
+    return list(taken) if isinstance(taken, list | tuple) else [taken]
+
+
+def test_the_front_doors_are_there():
+    doors = ('mask_rcnn', 'cascade_mask_rcnn', 'htc', 'upernet', 'mask2former')
+    assert {f'configs/{door}_swinv2.py' for door in doors} == {path for path in RECIPES if path.count('/') == 1}
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_recipe_builds_as_it_is(recipe):
+    cfg = launch.load_config(recipe)
+    wrapper = cfg.optim_wrapper
+    model = build(cfg, 'meta')
+    backbone = model.backbone
+    arch = parse_arch(cfg.model.backbone.arch)
+    for module, indices in consumers(model):
+        indices = [indices] if isinstance(indices, int) else indices
+        expected = [arch.embed_dims * 2 ** backbone.out_indices[i] for i in indices]
+        assert channels_taken(module) == expected
+    assert cfg.model.backbone.arch in ARCHS
+    assert (wrapper.type == 'BFloat16OptimWrapper') == (cfg.model.backbone.arch != 'tiny')
+    assert wrapper.constructor == SwinV2OptimWrapperConstructor.__name__
+    built = build_optim_wrapper(model, wrapper)
+    trained = sum(len(group['params']) for group in built.optimizer.param_groups)
+    assert trained == sum(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_recipe_starts_from_the_released_checkpoint_that_its_name_says(recipe):
+    backbone = launch.load_config(recipe).model.backbone
+    if backbone.arch == 'giant':
+        assert backbone.init_cfg is None  # never released
+        return
+    assert 'pretrained_window_sizes' not in backbone  # the file says them
+    checkpoint = backbone.init_cfg.checkpoint
+    assert checkpoint.startswith(RELEASES)
+    assert checkpoint.endswith('.pth')
+    name = checkpoint.removeprefix(RELEASES).removesuffix('.pth')
+    arch, pretrained_windows = RELEASED[name]
+    assert backbone.arch == arch
+    trained_at = int(re.search(r'window(?:12to)?(\d+)_', name)[1])
+    assert trained_at in (backbone.window_size, 16, 12)
+    assert backbone.window_size >= max(pretrained_windows)
+    said = re.search(r'swinv2-(?:(\w)-w|(\w)\w+-patch4-window)(\d+)', recipe)
+    if said:
+        assert (said[1] or said[2]) == arch[0]
+        assert int(said[3]) == backbone.window_size
+
+
+def test_the_windows_of_detection_are_8_16_24_and_32():
+    windows = {launch.load_config(recipe).model.backbone.window_size for recipe in RECIPES}
+    assert windows == {8, 16, 24, 32}
+
+
+def test_the_recipes_of_the_paper():
+    cascade = launch.load_config('configs/cascade_mask_rcnn_swinv2.py')
+    assert cascade.train_cfg.max_epochs == 36
+    resize = next(step for step in cascade.train_dataloader.dataset.pipeline if 'scales' in step)
+    assert min(resize.scales) == (480, 1333)
+    assert max(resize.scales) == (800, 1333)
+    assert cascade.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
+    htc = launch.load_config('configs/htc_swinv2.py')
+    assert htc.model.test_cfg.rcnn.nms.type == 'soft_nms'
+    assert [sorted(scale)[0] for scale in htc.train_dataloader.dataset.pipeline[2].scale] == [400, 1400]
+    for path in [path for path in RECIPES if 'ade20k' in path or 'upernet' in path]:
+        ade = launch.load_config(path)
+        assert ade.train_cfg.max_iters == 160000
+        assert ade.model.backbone.drop_path_rate == 0.3
+        assert ade.optim_wrapper.paramwise_cfg.decay_rate == 0.95
+        assert ade.train_dataloader.batch_size * 8 == 16
+        if 'mask2former' not in path:
+            assert ade.optim_wrapper.optimizer.lr == 4e-5
+
+
+def shrink(node):
+    """Divide what the settings say in pixels by 8."""
+
+    def divided(value):
+        return type(value)(map(divided, value)) if isinstance(value, list | tuple) else value // 8
+
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if key in SIZES and not isinstance(value, dict):
+            node[key] = divided(value)
+        elif isinstance(value, dict | list):
+            shrink(value)
+
+
+def shrunk(recipe, coco, ade, work_dir):
+    """A recipe with a small backbone and small images, for one iteration of two drawn scenes."""
+    cfg = launch.load_config(recipe)
+    launch.set_initial_weights(cfg, 'none')
+    launch.set_data_root(cfg, str(ade if cfg.default_scope == 'mmseg' else coco))
+    model = cfg.model
+    model.backbone.update(arch=SMALL, drop_path_rate=0.0)  # so that one step trains every branch
+    widths = [16 * 2**i for i in model.backbone.get('out_indices', range(4))]
+    if 'neck' in model:
+        model.neck.in_channels = widths
+    for name in ('panoptic_head', 'decode_head'):
+        if name in model:
+            model[name].in_channels = widths
+    if 'auxiliary_head' in model:
+        model.auxiliary_head.in_channels = widths[model.auxiliary_head.in_index]
+    if model.type == 'DINO':
+        model.num_queries = model.test_cfg.max_per_img = 20  # small maps have fewer tokens than 900
+    for test_cfg in (model.test_cfg, model.test_cfg.get('rcnn') or {}):
+        if 'score_thr' in test_cfg:
+            test_cfg.score_thr = 0.0  # or an untrained model finds nothing
+    shrink(model.data_preprocessor)
+    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        shrink(loader.dataset)
+        loader.dataset.indices = 2
+        loader.update(num_workers=0, persistent_workers=False)
+    if 'max_iters' in cfg.train_cfg:
+        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
+    else:
+        cfg.train_cfg.max_epochs = 1
+    cfg.default_hooks.checkpoint = None
+    cfg.update(work_dir=str(work_dir), log_level='ERROR', launcher='none')
+    return cfg
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.usefixtures('no_traces')
+def test_a_shrunk_recipe_trains_and_is_tested(recipe, coco, shapes, tmp_path, monkeypatch):
+    cfg = shrunk(recipe, coco, shapes / 'ade', tmp_path)
+    if recipe.endswith('panoptic.py'):
+        # panopticapi is on no registry; this is all of it that training needs, and testing needs more
+        utils = types.ModuleType('panopticapi.utils')
+        utils.rgb2id = lambda colours: colours.astype(int) @ (1, 256, 65536)
+        monkeypatch.setitem(sys.modules, 'panopticapi', types.ModuleType('panopticapi'))
+        monkeypatch.setitem(sys.modules, 'panopticapi.utils', utils)
+        cfg.test_evaluator = cfg.test_evaluator[1]
+    runner = Runner.from_cfg(cfg)
+    model = runner.train()
+    for stage in model.backbone.layers:
+        for block in stage.blocks:  # their post-norms start at 0
+            assert block.norm1.weight.abs().min() > 0
+            assert block.norm2.weight.abs().min() > 0
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    metrics = runner.test()
+    expected = {'mmseg': ['mIoU'], 'mmdet': ['coco/bbox_mAP', 'coco/segm_mAP']}[cfg.default_scope]
+    for name in expected[: 1 if re.search('retinanet|dino', recipe) else 2]:
+        assert 0 <= metrics[name] <= 100
