@@ -66,6 +66,10 @@ def main():
         sys.exit(launch.bad_input(error))
     runner = Runner.from_cfg(cfg)
     try:
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    except ValueError as error:
+        sys.exit(launch.bad_input(error))
+    try:
         runner.train()
     except CheckpointError as error:
         sys.exit(launch.bad_input(error))
