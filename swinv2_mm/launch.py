@@ -7,7 +7,7 @@ leaves nothing behind.
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mmengine.config.utils
@@ -20,6 +20,7 @@ from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 from torch import nn
 
+from .backbone import SwinTransformerV2
 from .checkpoint import fit_pretrained
 from .files import CheckpointError, read_checkpoint
 
@@ -177,8 +178,11 @@ def set_initial_weights(cfg: Config, checkpoint: str) -> None:
             backbone.init_cfg.allow_missing = old.allow_missing
 
 
-def check_backbone(cfg: Config) -> None:
+def check_backbone(cfg: Config) -> SwinTransformerV2 | None:
     """Check the arguments of the backbone, and that its initial weights are there and fit.
+
+    Returns:
+        SwinTransformerV2: the backbone on the meta device; None if the model has another one.
 
     Raises:
         ValueError: an argument is wrong.
@@ -186,7 +190,7 @@ def check_backbone(cfg: Config) -> None:
     """
     backbone = dict(cfg.model.get('backbone') or {})
     if backbone.get('type') != 'SwinTransformerV2':
-        return
+        return None
     with torch.device('meta'):
         try:
             built = MODELS.build(backbone)
@@ -194,6 +198,22 @@ def check_backbone(cfg: Config) -> None:
             raise ValueError(f'model.backbone of the config: {error}') from error
     if built.init_cfg is not None:
         fit_pretrained(built, *built.pretrained_source())
+    return built
+
+
+def set_window_size(backbone: nn.Module | None, window_size: Sequence[int]) -> None:
+    """Have a backbone attend in other windows, as the flag ``--window-size`` asks; its normaliser stays.
+
+    Args:
+        backbone (nn.Module): the model's backbone.
+        window_size (Sequence[int]): window size in tokens, one for all stages or one per stage.
+
+    Raises:
+        ValueError: the backbone has no windows of this kind, or the sizes are none.
+    """
+    if not isinstance(backbone, SwinTransformerV2):
+        raise ValueError('--window-size is for models with a SwinTransformerV2 at model.backbone: leave it out')
+    backbone.set_window_size(window_size[0] if len(window_size) == 1 else window_size)
 
 
 def find_resume(work_dir: str | os.PathLike, resume: str) -> str:
@@ -226,8 +246,11 @@ def _check_resumable(path):
         raise CheckpointError(f'checkpoint {path} holds no training state to resume: pass it as --checkpoint instead')
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
+def load_weights(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     """Load the weights of a whole detector or segmentor: all of them, from a checkpoint that a Runner wrote.
+
+    Returns:
+        nn.Module: the model itself, out of the wrapper that distributes it.
 
     Raises:
         CheckpointError: the file can't be read, or does not hold just the weights of this model.
@@ -241,6 +264,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
         differences = [line.strip() for line in str(error).split('\n')[1:]]
         more = f' ({len(differences) - 1} more differences)' if len(differences) > 1 else ''
         raise CheckpointError(f'checkpoint {path} is not of this config: {differences[0][:200]}{more}') from None
+    return model
 
 
 def init_distributed(cfg: Config, launcher: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODEL_WRAPPERS, MODELS, DefaultScope
+from mmengine.runner import Runner
 
 import swinv2_mm.launch as launch
 from swinv2_mm import CheckpointError, SwinTransformerV2
@@ -228,6 +229,46 @@ def test_predictions_are_written_as_pickle_only(fails, shapes, tmp_path):
     line = fails('test', DEMO, tmp_path / 'x.pth', '--data-root', shapes, '--out', 'predictions.json')
     assert '--out predictions.json' in line
     assert '.pkl' in line
+
+
+@pytest.mark.parametrize(('flag', 'windows'), [(['6'], (6, 6, 6, 6)), (['12', '10', '6', '3'], (12, 10, 6, 3))])
+def test_a_model_is_tested_with_other_windows_and_its_own_normaliser(
+    load_tool, shapes, tmp_path, monkeypatch, flag, windows
+):
+    cfg = launch.load_config(DEMO)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        trained = MODELS.build(cfg.model)
+    for name, weight in trained.backbone.named_parameters():
+        torch.nn.init.normal_(weight, std=0.1 if 'norm' not in name else 1.0)
+    trained.backbone._set_pretrained_window_sizes((8, 8, 8, 4))
+    torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
+    tested = []
+    monkeypatch.setattr(Runner, 'test', lambda runner: tested.append(runner.model))
+    args = ['test', DEMO, tmp_path / 'trained.pth', '--data-root', shapes, '--work-dir', tmp_path / 'run']
+    monkeypatch.setattr(sys, 'argv', [*map(str, args), '--window-size', *flag])
+    load_tool('test').main()
+    backbone = tested[0].backbone.eval()
+    assert backbone.window_size == windows
+    assert backbone.pretrained_window_sizes == (8, 8, 8, 4)
+    other = cfg.model.backbone | dict(window_size=windows, pretrained_window_sizes=(8, 8, 8, 4))
+    expected = MODELS.build(other).eval()
+    expected.load_state_dict(trained.backbone.state_dict())
+    image = torch.randn(1, 3, 192, 160)
+    with torch.no_grad():
+        for actual, wanted, before in zip(backbone(image), expected(image), trained.backbone.eval()(image)):
+            torch.testing.assert_close(actual, wanted)
+            assert not torch.allclose(actual, before, rtol=0.01)
+
+
+def test_windows_that_are_none_are_one_line(fails, shapes, tmp_path):
+    torch.save({}, tmp_path / 'x.pth')
+    common = (DEMO, tmp_path / 'x.pth', '--data-root', shapes, '--work-dir', tmp_path / 'run', '--window-size')
+    assert 'window_size must be an int or 4 ints, one per stage, got [8, 8]' in fails('test', *common, 8, 8)
+    assert 'window_size must be ints of at least 1 token, got 0' in fails('test', *common, 0)
+    resnet = tmp_path / 'resnet.py'
+    resnet.write_text("_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'")
+    assert '--window-size is for models with a SwinTransformerV2' in fails('test', resnet, *common[1:], 8)
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_checkpoint_of_another_model_is_not_loaded_in_part(tmp_path):

@@ -18,6 +18,13 @@ def parse_args(argv=None):
     parser.add_argument('config', help='config file of a detector (mmdet) or segmentor (mmseg)')
     parser.add_argument('checkpoint', help='checkpoint file that training wrote')
     parser.add_argument('--work-dir', help='where the log goes (default: work_dirs/NAME_OF_CONFIG)')
+    parser.add_argument(
+        '--window-size',
+        type=int,
+        nargs='+',
+        metavar='N',
+        help='attend in other windows than in training, one size for all stages or one per stage, in tokens',
+    )
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a pickle file')
     parser.add_argument('--show-dir', metavar='DIR', help='write pictures of predictions beside the ground truth')
     launch.add_arguments(parser)
@@ -38,7 +45,9 @@ def prepare(args):
     if 'backbone' in cfg.model:
         launch.set_initial_weights(cfg, 'none')
     launch.check_data(cfg, ('test',))
-    launch.check_backbone(cfg)
+    backbone = launch.check_backbone(cfg)
+    if args.window_size:
+        launch.set_window_size(backbone, args.window_size)
     launch.read_checkpoint(args.checkpoint)
     if args.out:
         dump_predictions(cfg, args.out)
@@ -73,7 +82,9 @@ def main():
     try:
         cfg = prepare(args)
         runner = Runner.from_cfg(cfg)
-        launch.load_weights(runner.model, args.checkpoint)
+        model = launch.load_weights(runner.model, args.checkpoint)
+        if args.window_size:
+            launch.set_window_size(model.backbone, args.window_size)
     except ValueError as error:
         sys.exit(launch.bad_input(error))
     runner.test()
