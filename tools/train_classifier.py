@@ -1,0 +1,181 @@
+"""Train a small SwinV2 classifier on crops of single objects, and save it as the official repository would.
+
+It stands in for a published ImageNet checkpoint where none can be downloaded: low resolution, small windows.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel, ImgDataPreprocessor
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from pycocotools.coco import COCO
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from swinv2_mm import SwinTransformerV2
+from swinv2_mm.files import check_suffix, write_checkpoint
+from swinv2_mm.formats import export
+from swinv2_mm.launch import bad_input, load_config
+
+SIZE, WINDOW = 64, 4  # pixels, tokens
+MARGIN = 1.1  # side of a crop over the longer side of its object
+BATCH_SIZE, LEARNING_RATE, WARM_UP = 64, 2e-3, 20  # images, of AdamW, iterations
+
+
+class Crops(Dataset):
+    """Square crops around the objects of a data set in COCO layout, (3, 64, 64), uint8, BGR, and their labels.
+
+    Args:
+        root (Path): folder of the data set.
+        split (str): train, whose crops are turned and mirrored at random, or val.
+    """
+
+    def __init__(self, root: Path, split: str):
+        coco = COCO(root / f'annotations/instances_{split}2017.json')
+        self.augment = split == 'train'
+        self.categories = sorted(coco.cats)
+        self.crops, self.labels = [], []
+        for image_id, image in coco.imgs.items():
+            pixels = cv2.imread(str(root / f'{split}2017' / image['file_name']))
+            for annotation in coco.imgToAnns[image_id]:
+                self.crops.append(crop(pixels, annotation['bbox']))
+                self.labels.append(self.categories.index(annotation['category_id']))
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, i: int) -> dict:
+        pixels = self.crops[i]
+        if self.augment:
+            pixels = np.rot90(pixels, np.random.randint(4))[:, :: np.random.choice((-1, 1))]
+        return dict(inputs=torch.from_numpy(pixels.transpose(2, 0, 1).copy()), labels=torch.tensor(self.labels[i]))
+
+
+def crop(pixels: np.ndarray, bbox: list[float]) -> np.ndarray:
+    """The square around a box ``(x, y, width, height)`` of an image (H, W, 3), resized to (64, 64, 3)."""
+    x, y, width, height = bbox
+    scale = SIZE / (MARGIN * max(width, height))
+    left, top = x + width / 2 - SIZE / 2 / scale, y + height / 2 - SIZE / 2 / scale
+    to_crop = np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])
+    return cv2.warpAffine(pixels, to_crop, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT)
+
+
+class Classifier(BaseModel):
+    """A backbone, the mean over its last map, and a linear layer."""
+
+    def __init__(self, backbone: SwinTransformerV2, channels: int, num_classes: int):
+        statistics = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])  # of ImageNet, as in recipes
+        super().__init__(ImgDataPreprocessor(**statistics, bgr_to_rgb=True))
+        self.backbone, self.head = backbone, nn.Linear(channels, num_classes)
+
+    def forward(self, inputs: Tensor, labels: Tensor, mode: str = 'tensor') -> Tensor | dict | list[bool]:
+        """Logits (B, num_classes) of images (B, 3, 64, 64); in mode loss the loss, in mode predict what was right."""
+        logits = self.head(self.backbone(inputs)[-1].mean((2, 3)))
+        if mode == 'loss':
+            return dict(loss=F.cross_entropy(logits, labels, label_smoothing=0.1))
+        return (logits.argmax(1) == labels).tolist() if mode == 'predict' else logits
+
+
+class Accuracy(BaseMetric):
+    """The share of crops that are classified right, in percent."""
+
+    def process(self, data_batch, data_samples):
+        self.results.extend(data_samples)
+
+    def compute_metrics(self, results):
+        return dict(accuracy=100 * sum(results) / len(results))
+
+
+def build_classifier(config: str, num_classes: int) -> Classifier:
+    """A classifier with the backbone of a detector's config, from scratch, at the low resolution's windows."""
+    arguments = dict(load_config(config).model.backbone)
+    num_stages, channels = len(arguments['arch']['depths']), arguments['arch']['embed_dims']
+    last_map = SIZE // (4 * 2 ** (num_stages - 1))
+    windows = (*[WINDOW] * (num_stages - 1), min(WINDOW, last_map))  # a window is no larger than its map
+    arguments.update(window_size=windows, out_indices=(num_stages - 1,), init_cfg=None)
+    return Classifier(MODELS.build(arguments), channels * 2 ** (num_stages - 1), num_classes)
+
+
+def train(config: str, data_root: Path, work_dir: Path, epochs: int, seed: int) -> tuple[Classifier, float]:
+    """Train the backbone of a detector's config as a classifier.
+
+    Returns:
+        tuple: the model, and its accuracy on the validation split in percent.
+    """
+    splits = {split: Crops(data_root, split) for split in ('train', 'val')}
+    loaders = {
+        split: dict(
+            batch_size=BATCH_SIZE,
+            num_workers=0,
+            dataset=crops,
+            sampler=dict(type='DefaultSampler', shuffle=split == 'train'),
+            collate_fn=dict(type='default_collate'),
+        )
+        for split, crops in splits.items()
+    }
+    torch.manual_seed(seed)
+    runner = Runner(
+        model=build_classifier(config, len(splits['train'].categories)),
+        work_dir=str(work_dir),
+        train_dataloader=loaders['train'],
+        train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=epochs),
+        val_dataloader=loaders['val'],
+        val_cfg=dict(),
+        val_evaluator=[Accuracy()],
+        optim_wrapper=dict(
+            constructor='SwinV2OptimWrapperConstructor',
+            optimizer=dict(type='AdamW', lr=LEARNING_RATE, weight_decay=0.05),
+            clip_grad=dict(max_norm=5),
+        ),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=WARM_UP),
+            dict(type='CosineAnnealingLR', by_epoch=True, T_max=epochs, convert_to_iter_based=True),
+        ],
+        default_hooks=dict(checkpoint=None, logger=dict(type='LoggerHook', interval=20)),
+        randomness=dict(seed=seed),
+    )
+    model = runner.train()
+    return model, runner.message_hub.get_scalar('val/accuracy').current()
+
+
+def official(model: Classifier) -> dict:
+    """The checkpoint that the official repository would write of a classifier."""
+    backbone = model.backbone
+    weights = export(backbone.state_dict(), backbone.pretrained_window_sizes, 'official')
+    return dict(model=weights | {f'head.{name}': value for name, value in model.head.state_dict().items()})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='example: python tools/train_classifier.py configs/demo/mask-rcnn_swinv2_shapes.py classifier.pth '
+        '--data-root data/shapes',
+    )
+    parser.add_argument('config', help='config of a detector with an arch of its own: the classifier gets its backbone')
+    parser.add_argument('out', type=Path, help='checkpoint to write')
+    parser.add_argument(
+        '--data-root', type=Path, default=Path('data/shapes'), help='COCO layout (default: %(default)s)'
+    )
+    parser.add_argument('--epochs', type=int, default=12, help='default: %(default)s')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all randomness (default: %(default)s)')
+    args = parser.parse_args()
+    try:
+        check_suffix(args.out)
+        work_dir = args.out.parent / 'classifier'
+        model, accuracy = train(args.config, args.data_root, work_dir, args.epochs, args.seed)
+        write_checkpoint(official(model), args.out)
+    except (OSError, ValueError) as error:
+        return bad_input(error)
+    print(f'wrote {args.out}: accuracy {accuracy:.1f} % on crops of the validation split')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
