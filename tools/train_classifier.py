@@ -55,7 +55,7 @@ class Crops(Dataset):
         pixels = self.crops[i]
         if self.augment:
             pixels = np.rot90(pixels, np.random.randint(4))[:, :: np.random.choice((-1, 1))]
-        return dict(inputs=torch.from_numpy(pixels.transpose(2, 0, 1).copy()), labels=torch.tensor(self.labels[i]))
+        return dict(inputs=torch.from_numpy(pixels.transpose(2, 0, 1).copy()), data_samples=self.labels[i])
 
 
 def crop(pixels: np.ndarray, bbox: list[float]) -> np.ndarray:
@@ -75,12 +75,15 @@ class Classifier(BaseModel):
         super().__init__(ImgDataPreprocessor(**statistics, bgr_to_rgb=True))
         self.backbone, self.head = backbone, nn.Linear(channels, num_classes)
 
-    def forward(self, inputs: Tensor, labels: Tensor, mode: str = 'tensor') -> Tensor | dict | list[bool]:
-        """Logits (B, num_classes) of images (B, 3, 64, 64); in mode loss the loss, in mode predict what was right."""
+    def forward(self, inputs: Tensor, data_samples: Tensor, mode: str = 'tensor') -> Tensor | dict | list[bool]:
+        """Logits (B, num_classes) of images (B, 3, 64, 64); in mode loss the loss, in mode predict what was right.
+
+        ``data_samples`` (B,) are the labels, under the name that mmengine's preprocessor gives them.
+        """
         logits = self.head(self.backbone(inputs)[-1].mean((2, 3)))
         if mode == 'loss':
-            return dict(loss=F.cross_entropy(logits, labels, label_smoothing=0.1))
-        return (logits.argmax(1) == labels).tolist() if mode == 'predict' else logits
+            return dict(loss=F.cross_entropy(logits, data_samples, label_smoothing=0.1))
+        return (logits.argmax(1) == data_samples).tolist() if mode == 'predict' else logits
 
 
 class Accuracy(BaseMetric):

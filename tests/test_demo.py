@@ -1,0 +1,100 @@
+"""The demo's own parts: the classifier that stands in for a published checkpoint."""
+
+import json
+import os
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from swinv2_mm import SwinTransformerV2, load_pretrained
+from swinv2_mm.checkpoint import read_checkpoint
+
+DETECTOR = 'configs/demo/mask-rcnn_swinv2_shapes.py'
+
+
+@pytest.fixture(scope='module')
+def tool(load_tool):
+    return load_tool('train_classifier')
+
+
+@pytest.fixture(scope='module')
+def written(tool, shapes, tmp_path_factory):
+    """The checkpoint of one iteration, by the command line."""
+    out = tmp_path_factory.mktemp('classifier') / 'classifier.pth'
+    with pytest.MonkeyPatch.context() as patch:
+        args = ['train_classifier', DETECTOR, str(out), '--data-root', str(shapes), '--epochs', '1']
+        patch.setattr(sys, 'argv', args)
+        assert tool.main() == 0
+    return out
+
+
+def test_a_crop_is_the_square_around_the_object(tool):
+    image = np.zeros((256, 256, 3), np.uint8)
+    cv2.rectangle(image, (100, 60), (149, 89), (255, 255, 255), -1)  # 50 x 30 pixels at x 100, y 60
+    pixels = tool.crop(image, [100, 60, 50, 30])
+    assert pixels.shape == (64, 64, 3)
+    rows, columns = np.nonzero(pixels[:, :, 0] > 127)
+    side = 64 / 1.1
+    for found, expected in ((columns, side), (rows, side * 30 / 50)):
+        assert abs(np.ptp(found) + 1 - expected) <= 2
+        assert abs(found.mean() - 31.5) <= 1
+
+
+def test_crops_have_the_categories_of_their_objects(tool, shapes):
+    crops = tool.Crops(shapes, 'val')
+    annotations = json.loads((shapes / 'annotations/instances_val2017.json').read_text())['annotations']
+    assert [label + 1 for label in crops.labels] == [annotation['category_id'] for annotation in annotations]
+    assert crops[0]['inputs'].shape == (3, 64, 64)
+    assert crops[0]['inputs'].dtype == torch.uint8
+
+
+def test_the_classifier_is_written_as_the_official_repository_would(tool, written):
+    checkpoint = read_checkpoint(written)['model']
+    assert checkpoint['head.weight'].shape == (6, 256)
+    windows = [checkpoint[f'layers.{i}.blocks.0.attn.relative_coords_table'].shape for i in range(4)]
+    assert windows == [(1, 7, 7, 2)] * 3 + [(1, 3, 3, 2)]
+    arch = dict(embed_dims=32, depths=(1, 2, 4, 2), num_heads=(1, 2, 4, 8))
+    backbone = SwinTransformerV2(arch, window_size=8)
+    report = load_pretrained(backbone, written)
+    assert report.format == 'official'
+    assert report.checkpoint_window_size == (4, 4, 4, 2)
+    assert report.window_size == (8, 8, 8, 8)
+    assert backbone.pretrained_window_sizes == (4, 4, 4, 2)
+
+
+def test_what_is_written_is_what_was_trained(tool):
+    classifier = tool.build_classifier(DETECTOR, 6).eval()
+    for weight in classifier.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    copy = tool.build_classifier(DETECTOR, 6).eval()
+    load_pretrained(copy.backbone, tool.official(classifier))
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(copy.backbone(image)[0], classifier.backbone(image)[0])
+
+
+def test_a_classifier_learns_crops_by_heart(tool, shapes):
+    crops = tool.Crops(shapes, 'val')
+    batch = torch.utils.data.default_collate([crops[i] for i in range(len(crops))])
+    classifier = tool.build_classifier(DETECTOR, 6)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        classifier(**classifier.data_preprocessor(batch, True), mode='loss')['loss'].backward()
+        optimizer.step()
+    right = classifier.eval().val_step(batch)
+    accuracy = tool.Accuracy()
+    accuracy.process(batch, right)
+    assert accuracy.evaluate(len(right))['accuracy'] > 90
+
+
+def test_the_newest_metrics_are_read(load_tool, tmp_path):
+    for i, value in enumerate((0.5, 0.75)):
+        folder = tmp_path / f'2026010{i}_000000'
+        folder.mkdir()
+        (folder / f'{folder.name}.json').write_text(json.dumps(dict(mIoU=value)) + '\n')
+        os.utime(folder / f'{folder.name}.json', (i, i))
+    assert load_tool('demo').read_metrics(tmp_path) == dict(mIoU=0.75)
