@@ -1,10 +1,16 @@
 import importlib.util
+import json
 from pathlib import Path
 
+import cv2
 import hypothesis
+import numpy as np
 import pytest
 import torch
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.utils import ManagerMixin
+from pycocotools.coco import COCO
 
 from swinv2_mm import SwinTransformerV2
 
@@ -77,3 +83,43 @@ def shapes(load_tool, tmp_path_factory):
     folder = tmp_path_factory.mktemp('data') / 'shapes'
     load_tool('draw_dataset').write_dataset(folder, train=8, val=2, seed=0)
     return folder
+
+
+@pytest.fixture
+def no_traces(monkeypatch):
+    """What a Runner registers by its name, such as the default scope, is gone after the test."""
+    for manager in (ManagerMixin, DefaultScope, MMLogger, MessageHub):
+        if '_instance_dict' in vars(manager):
+            monkeypatch.setattr(manager, '_instance_dict', manager._instance_dict.copy())
+
+
+@pytest.fixture(scope='session')
+def coco(shapes, tmp_path_factory):
+    """The drawn scenes as if they were COCO: its categories, of which six are drawn, and panoptic annotations too."""
+    from mmdet.datasets import CocoPanopticDataset  # tests of the package alone need no host
+
+    root = tmp_path_factory.mktemp('coco')
+    classes = CocoPanopticDataset.METAINFO['classes']  # 80 things, then stuff
+    for split in ('train', 'val'):
+        (root / f'{split}2017').symlink_to(shapes / f'{split}2017')
+        segments = root / f'annotations/panoptic_{split}2017'
+        segments.mkdir(parents=True)
+        drawn = COCO(shapes / f'annotations/instances_{split}2017.json')
+        common = dict(info={}, images=list(drawn.imgs.values()))
+        things = [dict(id=i, name=name, isthing=1) for i, name in enumerate(classes[:80], 1)]
+        stuff = [dict(id=i, name=name, isthing=0) for i, name in enumerate(classes[80:], 81)]
+        instances = common | dict(categories=things, annotations=list(drawn.anns.values()))
+        (root / f'annotations/instances_{split}2017.json').write_text(json.dumps(instances))
+        annotations = []
+        for image_id in drawn.imgs:
+            ids = np.full((256, 256), 200)  # of segments; that of the background is 200
+            infos = [dict(id=200, category_id=81, area=1, bbox=[0, 0, 256, 256], iscrowd=0)]
+            for i, shape in enumerate(drawn.imgToAnns[image_id], 1):
+                ids[drawn.annToMask(shape) == 1] = i
+                infos.append({key: shape[key] for key in ('category_id', 'area', 'bbox', 'iscrowd')} | dict(id=i))
+            name = f'{image_id:012d}.png'
+            cv2.imwrite(str(segments / name), np.stack((ids * 0, ids * 0, ids), 2))  # BGR: the id is in red
+            annotations.append(dict(image_id=image_id, file_name=name, segments_info=infos))
+        panoptic = common | dict(categories=things + stuff, annotations=annotations)
+        (root / f'annotations/panoptic_{split}2017.json').write_text(json.dumps(panoptic))
+    return root

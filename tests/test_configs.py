@@ -1,25 +1,18 @@
 """The recipes: each as it is, built on the meta device, and each shrunk, trained and tested for a step."""
 
-import json
 import re
 import sys
 import types
 from pathlib import Path
 
-import cv2
 import mmengine
 import modelindex
-import numpy as np
 import pytest
 import torch
-from mmdet.datasets import CocoPanopticDataset
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from mmengine.utils import ManagerMixin
-from pycocotools.coco import COCO
 
 import swinv2_mm.launch as launch
 from swinv2_mm.arch import ARCHS, parse_arch
@@ -47,44 +40,6 @@ FEWER = dict(num=16, nms_pre=50, max_per_img=20)  # samples for a head, proposal
 @pytest.fixture(autouse=True)
 def root(monkeypatch):
     monkeypatch.chdir(ROOT)
-
-
-@pytest.fixture
-def no_traces(monkeypatch):
-    """What a Runner registers by its name, such as the default scope, is gone after the test."""
-    for manager in (ManagerMixin, DefaultScope, MMLogger, MessageHub):
-        if '_instance_dict' in vars(manager):
-            monkeypatch.setattr(manager, '_instance_dict', manager._instance_dict.copy())
-
-
-@pytest.fixture(scope='module')
-def coco(shapes, tmp_path_factory):
-    """The drawn scenes as if they were COCO: its categories, of which six are drawn, and panoptic annotations too."""
-    root = tmp_path_factory.mktemp('coco')
-    classes = CocoPanopticDataset.METAINFO['classes']  # 80 things, then stuff
-    for split in ('train', 'val'):
-        (root / f'{split}2017').symlink_to(shapes / f'{split}2017')
-        segments = root / f'annotations/panoptic_{split}2017'
-        segments.mkdir(parents=True)
-        drawn = COCO(shapes / f'annotations/instances_{split}2017.json')
-        common = dict(info={}, images=list(drawn.imgs.values()))
-        things = [dict(id=i, name=name, isthing=1) for i, name in enumerate(classes[:80], 1)]
-        stuff = [dict(id=i, name=name, isthing=0) for i, name in enumerate(classes[80:], 81)]
-        instances = common | dict(categories=things, annotations=list(drawn.anns.values()))
-        (root / f'annotations/instances_{split}2017.json').write_text(json.dumps(instances))
-        annotations = []
-        for image_id in drawn.imgs:
-            ids = np.full((256, 256), 200)  # of segments; that of the background is 200
-            infos = [dict(id=200, category_id=81, area=1, bbox=[0, 0, 256, 256], iscrowd=0)]
-            for i, shape in enumerate(drawn.imgToAnns[image_id], 1):
-                ids[drawn.annToMask(shape) == 1] = i
-                infos.append({key: shape[key] for key in ('category_id', 'area', 'bbox', 'iscrowd')} | dict(id=i))
-            name = f'{image_id:012d}.png'
-            cv2.imwrite(str(segments / name), np.stack((ids * 0, ids * 0, ids), 2))  # BGR: the id is in red
-            annotations.append(dict(image_id=image_id, file_name=name, segments_info=infos))
-        panoptic = common | dict(categories=things + stuff, annotations=annotations)
-        (root / f'annotations/panoptic_{split}2017.json').write_text(json.dumps(panoptic))
-    return root
 
 
 def build(cfg, device):
@@ -198,11 +153,8 @@ def shrink(node):
             shrink(value)
 
 
-def shrunk(recipe, coco, ade, work_dir):
-    """A recipe with a small backbone and small images, for one iteration of two drawn scenes."""
-    cfg = launch.load_config(recipe)
-    launch.set_initial_weights(cfg, 'none')
-    launch.set_data_root(cfg, str(ade if cfg.default_scope == 'mmseg' else coco))
+def shrink_config(cfg):
+    """Make a recipe one of a small backbone, small images and few of them, and one iteration."""
     model = cfg.model
     model.backbone.update(arch=SMALL, drop_path_rate=0.0)  # so that one step trains every branch
     widths = [16 * 2**i for i in model.backbone.get('out_indices', range(4))]
@@ -220,24 +172,27 @@ def shrunk(recipe, coco, ade, work_dir):
             test_cfg.score_thr = 0.0  # or an untrained model finds nothing
     for part in (model.data_preprocessor, model.train_cfg, model.test_cfg):
         shrink(part)
-    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
-    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         shrink(loader.dataset)
         loader.dataset.indices = 2
         loader.update(num_workers=0, persistent_workers=False)
     if 'max_iters' in cfg.train_cfg:
-        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
+        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=1)
     else:
         cfg.train_cfg.max_epochs = 1
-    cfg.default_hooks.checkpoint = None
-    cfg.update(work_dir=str(work_dir), log_level='ERROR', launcher='none', randomness=dict(seed=0))
-    return cfg
+    cfg.update(log_level='ERROR', randomness=dict(seed=0))
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
 @pytest.mark.usefixtures('no_traces')
 def test_a_shrunk_recipe_trains_and_is_tested(recipe, coco, shapes, tmp_path, monkeypatch):
-    cfg = shrunk(recipe, coco, shapes / 'ade', tmp_path)
+    cfg = launch.load_config(recipe)
+    shrink_config(cfg)
+    launch.set_initial_weights(cfg, 'none')
+    launch.set_data_root(cfg, str(shapes / 'ade' if cfg.default_scope == 'mmseg' else coco))
+    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
+    cfg.default_hooks.checkpoint = None
+    cfg.update(work_dir=str(tmp_path), launcher='none')
     if recipe.endswith('panoptic.py'):
         # panopticapi is on no registry; this is all of it that training needs, and testing needs more
         utils = types.ModuleType('panopticapi.utils')

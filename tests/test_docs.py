@@ -1,0 +1,130 @@
+"""Every command of the README and the docs runs: as it stands, but on small models, small images and few of them."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from test_configs import SMALL, shrink_config
+
+import swinv2_mm.launch as launch
+from swinv2_mm import SwinTransformerV2
+from swinv2_mm.files import write_checkpoint
+from swinv2_mm.formats import export
+
+ROOT = Path(__file__).parents[1]
+PAGES = ('README.md', 'docs/getting_started.md', 'docs/checkpoints.md', 'docs/recipes.md', 'docs/faq.md')
+BY_CI = ('python3 tools/demo.py', 'python3 tools/run_tests.py')
+PRINTED = """
+python() { printf '%s\\x1f' python "$@"; echo; }
+python3() { printf '%s\\x1f' python3 "$@"; echo; }
+pip() { printf '%s\\x1f' pip "$@"; echo; }
+torchrun() { printf '%s\\x1f' torchrun "$@"; echo; }
+"""
+
+
+def commands(page):
+    """The commands in the blocks of a page, as the shell gives them to the programs."""
+    blocks = re.findall(r'```bash\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)
+    script = PRINTED + '\n'.join(blocks)
+    printed = subprocess.run(['bash', '-euf', '-c', script], capture_output=True, text=True, check=True).stdout
+    return [tuple(line.split('\x1f')[:-1]) for line in printed.splitlines()]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+
+
+@pytest.fixture(scope='module')
+def released(tmp_path_factory):
+    """A small Swin V2 as the official repository saves one; its tables say window 16 at 256 pixels."""
+    folder = tmp_path_factory.mktemp('released')
+    backbone = SwinTransformerV2(SMALL, window_size=(16, 16, 16, 8), out_indices=(3,))
+    weights = export(backbone.state_dict(), backbone.pretrained_window_sizes, 'official')
+    write_checkpoint(dict(model=weights), folder / 'released.pth')
+    return folder / 'released.pth'
+
+
+@pytest.fixture
+def site(coco, shapes, released, tmp_path, monkeypatch):
+    """A folder like a clone with data, downloaded checkpoints and photos in it."""
+    for name in ('configs', 'tools', 'swinv2_mm', 'docs'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/coco').symlink_to(coco)
+    (tmp_path / 'data/ade').mkdir()
+    (tmp_path / 'data/ade/ADEChallengeData2016').symlink_to(shapes / 'ade')
+    (tmp_path / 'photos').symlink_to(shapes / 'val2017')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    (tmp_path / 'hub/checkpoints').mkdir(parents=True)
+    return tmp_path
+
+
+def provide(word, command, site, released):
+    """Make the file that a word of a command names, if it is one that a user would have."""
+    path = site / word
+    if path.exists() or word.startswith('-'):
+        return
+    if re.fullmatch(r'(swinv2_\w+\.pth|FILE)', word):
+        shutil.copy(released, path)
+    elif re.fullmatch(r'work_dirs/\w+/(epoch|iter)_\d+\.pth', word):
+        cfg = launch.load_config(next(argument for argument in command if argument.startswith('configs/')))
+        launch.set_initial_weights(cfg, 'none')
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            weights = MODELS.build(cfg.model).state_dict()
+        path.parent.mkdir(parents=True)
+        torch.save(dict(meta={}, state_dict=weights), path)
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=' '.join)
+@pytest.mark.usefixtures('no_traces')
+def test_a_command_runs(command, site, released, load_tool, monkeypatch, capsys):
+    if ' '.join(command) in BY_CI:
+        assert ' '.join(command) in (ROOT / '.ci/run').read_text().splitlines()
+        return
+    if command[0] == 'pip':
+        assert command == ('pip', 'install', '.')
+        shutil.copytree(ROOT / 'swinv2_mm', site / 'clone/swinv2_mm')
+        for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+            shutil.copy(ROOT / name, site / 'clone')
+        options = ('--no-deps', '--no-build-isolation', '--target', str(site / 'target'))
+        run = (sys.executable, '-m', 'pip', 'install', *options, str(site / 'clone'))
+        subprocess.run(run, check=True, capture_output=True)
+        assert (site / 'target/swinv2_mm/backbone.py').exists()
+        return
+    original = launch.load_config
+
+    def load_small(path, overrides=None):
+        cfg = original(path)
+        shrink_config(cfg)
+        cfg.merge_from_dict(dict(overrides or {}))
+        url = (cfg.model.backbone.init_cfg or {}).get('checkpoint', '')
+        if url.startswith('https:'):  # as if downloaded before
+            shutil.copy(released, site / 'hub/checkpoints' / url.rpartition('/')[2])
+        return cfg
+
+    monkeypatch.setattr(launch, 'load_config', load_small)
+    monkeypatch.setattr(Config, 'pretty_text', 'unformatted')  # for the log; yapf takes long
+    script = next(i for i, word in enumerate(command) if word.startswith('tools/'))
+    for word in command[script + 1 :]:
+        provide(word, command, site, released)
+    if command[0] == 'torchrun':
+        processes = next(word.partition('=')[2] for word in command if word.startswith('--nproc_per_node'))
+        assert int(processes) > 1
+        for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=29533).items():
+            monkeypatch.setenv(name, str(value))
+    tool = load_tool(Path(command[script]).stem)
+    monkeypatch.setattr(sys, 'argv', list(command[script:]))
+    try:
+        code = tool.main()
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert code in (None, 0), capsys.readouterr().err
