@@ -5,14 +5,17 @@ import sys
 import types
 from pathlib import Path
 
+import cv2
 import mmengine
 import modelindex
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
+from mmengine.structures import PixelData
 
 import swinv2_mm.launch as launch
 from swinv2_mm.arch import ARCHS, parse_arch
@@ -240,3 +243,33 @@ def test_the_metafile_lists_every_recipe_as_it_is():
             assert tuple(said['Pretrained Window Sizes']) == RELEASED[name][1]
         assert model.results is None  # none was measured
         assert '2111.09883' in said.get('Results of the Paper', '2111.09883')
+
+
+ADE20K = ROOT.parent / 'shared/data/ade20k_sample'
+
+
+@pytest.mark.parametrize('data', ['drawn', 'real'])
+@pytest.mark.usefixtures('no_traces')
+def test_the_ground_truth_of_ade20k_as_prediction_is_100_miou(data, shapes):
+    root = dict(drawn=shapes / 'ade', real=ADE20K)[data]
+    if not root.is_dir():
+        pytest.skip(f'needs ADE20K images in {root}')
+    cfg = launch.load_config('configs/upernet_swinv2.py')
+    launch.set_data_root(cfg, str(root))
+    init_default_scope('mmseg')
+
+    def miou(label_of_class_0):
+        """Of predictions made from the PNGs alone, whose labels 1 to 150 are classes 0 to 149 and 0 is none."""
+        evaluator = Evaluator(cfg.test_evaluator)
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        evaluator.dataset_meta = dataset.metainfo
+        for item in dataset:
+            sample = item['data_samples']
+            png = Path(sample.img_path.replace('images', 'annotations')).with_suffix('.png')
+            labels = torch.from_numpy(cv2.imread(str(png), cv2.IMREAD_UNCHANGED)).long()
+            sample.pred_sem_seg = PixelData(data=(labels - label_of_class_0).clamp(0, 149)[None])
+            evaluator.process([sample], None)
+        return evaluator.evaluate(len(dataset))['mIoU']
+
+    assert miou(1) == 100
+    assert miou(0) < 50
