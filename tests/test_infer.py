@@ -1,0 +1,481 @@
+"""Inference on bare images: what is written is what the hosts predict, whatever the batch, the folder or the file."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.structures import InstanceData
+from pycocotools import mask as rle_codec
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import swinv2_mm.launch as launch
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / 'configs/demo/mask-rcnn_swinv2_shapes.py'
+SHAPES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
+SEG = """_base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
+custom_imports = dict(imports=['swinv2_mm'])
+norm = dict(type='BN')
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='SwinTransformerV2',
+        arch=dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 4)),
+        window_size=4,
+    ),
+    decode_head=dict(in_channels=[16, 32, 64, 128], channels=16, norm_cfg=norm),
+    auxiliary_head=dict(in_channels=64, channels=16, norm_cfg=norm),
+)
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(128, 96), keep_ratio=True),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+"""
+DET = """_base_ = '{}'
+model = dict(test_cfg=dict(rcnn=dict(max_per_img=8)))
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]))
+"""
+PANOPTIC = """_base_ = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py'
+"""
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    """The models are too small to gain from more, and would wait for each other's where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def infer(load_tool):
+    return load_tool('infer')
+
+
+@pytest.fixture
+def run(infer, monkeypatch, capsys):
+    """Run the command line; returns its exit code and the lines of its standard error."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['infer', *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            infer.main()
+        return ended.value.code, capsys.readouterr().err.strip().split('\n')
+
+    return run
+
+
+@pytest.fixture
+def fails(run):
+    """Run the command line, which must end with exit code 2 and one line; returns the line."""
+
+    def fails(*args):
+        code, lines = run(*args)
+        assert (code, len(lines)) == (2, 1), lines
+        return lines[0]
+
+    return fails
+
+
+def make_model(text, meta, randomize, folder):
+    """Write a config, flat so that it is read fast, and a checkpoint of random weights as a Runner saves it."""
+    config, checkpoint = folder / 'config.py', folder / 'iter_1.pth'
+    config.write_text(text)
+    cfg = launch.load_config(config)
+    cfg.dump(config)
+    launch.set_initial_weights(cfg, 'none')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        randomize(model.backbone)
+    torch.save({'meta': meta, 'state_dict': model.state_dict()}, checkpoint)
+    return config, checkpoint
+
+
+@pytest.fixture(scope='module')
+def detector(randomize, tmp_path_factory):
+    """Config and checkpoint of a small instance segmentor that gives 8 detections of low scores on any image."""
+    meta = {'dataset_meta': {'classes': SHAPES, 'palette': [(i, 200 - i, 40 * i) for i in range(6)]}}
+    return make_model(DET.format(DEMO), meta, randomize, tmp_path_factory.mktemp('detector'))
+
+
+@pytest.fixture(scope='module')
+def segmentor(randomize, tmp_path_factory):
+    """Config and checkpoint of a small segmentor of the 150 classes of ADE20K; the checkpoint does not name them."""
+    return make_model(SEG, {}, randomize, tmp_path_factory.mktemp('segmentor'))
+
+
+@pytest.fixture(scope='module')
+def photos(shapes, tmp_path_factory):
+    """A folder of lossless images: two of one size, one of another, and one more of the first."""
+    folder = tmp_path_factory.mktemp('photos')
+    image = cv2.imread(str(shapes / 'val2017' / '000000000001.jpg'))
+    parts = {'a': image[:96, :96], 'b': image[96:192, 96:192], 'c': image[:64, :128], 'd': image[160:, :96]}
+    for name, part in parts.items():
+        cv2.imwrite(str(folder / f'{name}.png'), part)
+    return folder
+
+
+def written(out):
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_file())
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def score(annotations, results, kind):
+    """mAP, mAP_50, ... of results, as mmdet computes and rounds them."""
+    truth = COCO(str(annotations))
+    if kind == 'segm':  # areas are then those of the masks
+        results = [{key: value for key, value in result.items() if key != 'bbox'} for result in results]
+    evaluation = COCOeval(truth, truth.loadRes(results), kind)
+    evaluation.params.maxDets = [100, 300, 1000]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return [round(value, 3) for value in evaluation.stats[:6]]
+
+
+def make_truth(shapes, results, folder):
+    """A data set that an untrained model does well on, not perfectly: the drawn scenes, and some of its own results."""
+    folder.mkdir()
+    (folder / 'val2017').symlink_to(shapes / 'val2017')
+    (folder / 'annotations').mkdir()
+    coco = read_json(shapes / 'annotations' / 'instances_val2017.json')
+    coco['annotations'] = []
+    for i, result in enumerate(results[::2], 1):
+        mask = np.roll(rle_codec.decode(result['segmentation']), (0, 0, 20)[i % 3], axis=1)
+        rle = rle_codec.encode(np.asfortranarray(mask))
+        x, y, width, height = result['bbox']
+        coco['annotations'].append(
+            {
+                'id': i,
+                'image_id': result['image_id'],
+                'category_id': result['category_id'],
+                'bbox': [x + (0, 3, 20)[i % 3], y, width, height],
+                'area': int(rle_codec.area(rle)),
+                'segmentation': {'size': rle['size'], 'counts': rle['counts'].decode()},
+                'iscrowd': 0,
+            }
+        )
+    (folder / 'annotations' / 'instances_val2017.json').write_text(json.dumps(coco))
+    return folder
+
+
+def test_results_score_as_tools_test_scores_the_model(run, detector, shapes, tmp_path):
+    assert run(*detector, shapes / 'val2017', '--out', tmp_path / 'out', '--score-thr', 0)[0] == 0
+    results = read_json(tmp_path / 'out' / 'predictions.json')
+    data = make_truth(shapes, results, tmp_path / 'data')
+
+    command = [sys.executable, ROOT / 'tools/test.py', *detector, '--data-root', data, '--work-dir', tmp_path / 'run']
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run([str(part) for part in command], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    host = {name: float(value) for name, value in re.findall(r'coco/(\w+): (\S+)', done.stdout + done.stderr)}
+    for kind in ('bbox', 'segm'):
+        ours = score(data / 'annotations' / 'instances_val2017.json', results, kind)
+        names = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+        assert ours == [host[f'{kind}_{name}'] for name in names]
+        assert 0.1 < ours[0] < 0.9
+
+
+def test_results_describe_themselves(run, detector, photos, tmp_path):
+    assert run(*detector, photos, '--out', tmp_path, '--score-thr', 0)[0] == 0
+    assert written(tmp_path) == ['image_info.json', *(f'overlays/{i}.png' for i in 'abcd'), 'predictions.json']
+    info = COCO(str(tmp_path / 'image_info.json'))
+    assert [info.imgs[i]['file_name'] for i in (1, 2, 3, 4)] == ['a.png', 'b.png', 'c.png', 'd.png']
+    assert (info.imgs[3]['width'], info.imgs[3]['height']) == (128, 64)
+    assert [info.cats[i]['name'] for i in range(1, 7)] == list(SHAPES)
+    results = info.loadRes(str(tmp_path / 'predictions.json'))
+    assert set(results.getImgIds()) == {1, 2, 3, 4}
+    for result in results.anns.values():
+        assert result['segmentation']['size'] == ([64, 128] if result['image_id'] == 3 else [96, 96])
+        assert isinstance(result['segmentation']['counts'], str)
+        assert all(type(value) is float for value in (*result['bbox'], result['score']))
+
+
+def test_the_score_threshold_rules_pictures_and_results_alike(run, detector, photos, tmp_path):
+    outputs = {}
+    for threshold in (0, 1):
+        assert run(*detector, photos / 'a.png', '--out', tmp_path / str(threshold), '--score-thr', threshold)[0] == 0
+        outputs[threshold] = read_json(tmp_path / str(threshold) / 'predictions.json')
+    assert len(outputs[0]) == 8
+    assert outputs[1] == []
+    image, plain, drawn = (
+        cv2.imread(str(path)) for path in (photos / 'a.png', *(tmp_path / f'{i}/overlays/a.png' for i in (1, 0)))
+    )
+    assert np.array_equal(plain, image)
+    assert (drawn != image).mean() > 0.05
+    best = max(result['score'] for result in outputs[0])
+    assert run(*detector, photos / 'a.png', '--out', tmp_path / 'best', '--score-thr', best)[0] == 0
+    kept = read_json(tmp_path / 'best' / 'predictions.json')
+    assert kept == [result for result in outputs[0] if result['score'] == best]  # one at the threshold is kept
+    assert (cv2.imread(str(tmp_path / 'best/overlays/a.png')) != image).any()
+
+
+def test_labels_are_those_of_the_hosts_own_inference(run, segmentor, photos, tmp_path):
+    from mmseg.apis import inference_model, init_model
+
+    assert run(*segmentor, photos, '--out', tmp_path)[0] == 0
+    names = [f'{folder}/{i}.png' for folder in ('labels', 'overlays') for i in 'abcd']
+    assert written(tmp_path) == names
+    model = init_model(launch.load_config(segmentor[0]), None, 'cpu')
+    launch.load_weights(model, segmentor[1])
+    for i in 'abcd':
+        labels = cv2.imread(str(tmp_path / 'labels' / f'{i}.png'), cv2.IMREAD_UNCHANGED)
+        assert labels.dtype == np.uint8
+        expected = inference_model(model, str(photos / f'{i}.png')).pred_sem_seg.data[0].numpy()
+        assert np.array_equal(labels, expected)
+        assert len(np.unique(labels)) > 3
+
+
+def test_labels_beyond_8_bits_are_written_in_16(infer):
+    labels = torch.tensor([[0, 255], [256, 299]])
+    png = np.frombuffer(infer.encode_labels(labels, 300), np.uint8)
+    assert np.array_equal(cv2.imdecode(png, cv2.IMREAD_UNCHANGED), labels.numpy())
+    png = np.frombuffer(infer.encode_labels(labels % 256, 256), np.uint8)
+    assert cv2.imdecode(png, cv2.IMREAD_UNCHANGED).dtype == np.uint8
+
+
+@pytest.mark.parametrize('model', ['detector', 'segmentor'])
+def test_results_do_not_depend_on_the_batch_size(request, run, infer, monkeypatch, photos, tmp_path, model):
+    sizes, collate = [], infer.pseudo_collate
+    monkeypatch.setattr(infer, 'pseudo_collate', lambda items: sizes.append(len(items)) or collate(items))
+    files = request.getfixturevalue(model)
+    for size in (1, 3):
+        args = ('--out', tmp_path / str(size), '--batch-size', size, '--score-thr', 0)
+        assert run(*files, photos, *args)[0] == 0
+    assert sizes == [1, 1, 1, 1, 2, 1, 1]  # a and b are of one size, c of another
+    alone, together = tmp_path / '1', tmp_path / '3'
+    assert written(alone) == written(together)
+    for path in alone.glob('labels/*'):
+        one, three = (cv2.imread(str(folder / 'labels' / path.name), -1) for folder in (alone, together))
+        assert (one != three).mean() < 1e-3  # rounding may decide between two classes
+    if model == 'detector':
+        pairs = zip(*(read_json(folder / 'predictions.json') for folder in (alone, together)), strict=True)
+        for one, three in pairs:
+            assert (one['image_id'], one['category_id']) == (three['image_id'], three['category_id'])
+            assert one['bbox'] == pytest.approx(three['bbox'], abs=1e-2)
+            assert one['score'] == pytest.approx(three['score'], abs=1e-5)
+
+
+def test_unreadable_images_are_skipped_and_listed(run, detector, photos, shapes, tmp_path):
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    (folder / '1.png').write_bytes((photos / 'a.png').read_bytes())
+    whole = (shapes / 'val2017' / '000000000002.jpg').read_bytes()
+    (folder / '2.jpg').write_bytes(whole[: len(whole) // 2])
+    (folder / '3.jpg').write_text('no image')
+    (folder / '4.jpg').touch()
+    (folder / '5.png').write_bytes((photos / 'c.png').read_bytes())
+    (folder / '6.png').write_bytes((photos / 'a.png').read_bytes()[:1000])
+    code, lines = run(*detector, folder, '--out', tmp_path / 'out', '--score-thr', 0)
+    assert code == 1
+    lines = [line for line in lines if line.startswith('skipped ')]
+    reasons = ('image file is truncated', 'failed to load image', 'the file is empty', 'image file is truncated')
+    for name, reason, line in zip(('2.jpg', '3.jpg', '4.jpg', '6.png'), reasons, lines, strict=True):
+        assert line.startswith(f'skipped {folder / name}: {reason}')
+    assert written(tmp_path / 'out') == ['image_info.json', 'overlays/1.png', 'overlays/5.png', 'predictions.json']
+    assert {result['image_id'] for result in read_json(tmp_path / 'out' / 'predictions.json')} == {1, 5}
+    assert [image['id'] for image in read_json(tmp_path / 'out' / 'image_info.json')['images']] == [1, 5]
+
+
+def test_results_of_an_earlier_run_outlast_one_that_fails(infer, detector, photos, tmp_path):
+    args = infer.parse_args([*map(str, (*detector, photos, '--out', tmp_path))])
+    cfg, images, meta = infer.prepare(args)
+    (tmp_path / 'predictions.json').write_text('[]')
+    model = infer.build_model(cfg, args.checkpoint, args.device)
+    step, calls = model.test_step, []
+
+    def fail_later(data):
+        calls.append(data)
+        if len(calls) == 2:
+            raise MemoryError
+        return step(data)
+
+    model.test_step = fail_later
+    with pytest.raises(MemoryError):
+        infer.infer(model, cfg, images, meta, args)
+    assert written(tmp_path) == ['overlays/a.png', 'predictions.json']
+    assert read_json(tmp_path / 'predictions.json') == []
+
+
+def test_images_are_found_by_file_folder_and_pattern(infer, tmp_path):
+    paths = ('1.jpg', 'x/2.PNG', 'x/y/3.tif', 'x/notes.txt', 'odd[1]/4.jpg', 'out/overlays/1.jpg', 'x/odd.dat')
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+
+    def find(*inputs):
+        found = infer.find_images([str(tmp_path / given) for given in inputs], str(tmp_path / 'out'))
+        assert all(path == tmp_path / path and path.is_file() for path in found.values())
+        return list(found)
+
+    assert find('') == ['1.jpg', 'odd[1]/4.jpg', 'x/2.PNG', 'x/y/3.tif']
+    assert find('x') == ['2.PNG', 'y/3.tif']
+    assert find('odd[1]') == ['4.jpg']
+    assert find('odd[1]/4.jpg') == ['4.jpg']
+    assert find('x/*') == ['2.PNG']
+    assert find('x/**/*') == ['2.PNG', 'y/3.tif']
+    assert find('*/*.*') == ['odd[1]/4.jpg', 'x/2.PNG']
+    assert find('x/odd.dat') == ['odd.dat']  # named, so it is tried
+    assert find('1.jpg', 'x', '1.jpg') == ['1.jpg', 'x/2.PNG', 'x/y/3.tif']
+    for nothing in ('none.jpg', 'x/*.bmp', 'x/odd*'):
+        with pytest.raises(ValueError, match=r'no image at .*: no such file, and no file there that ends in \.bmp, '):
+            find(nothing)
+
+
+def test_outputs_of_images_that_differ_in_their_extension_alone_do_not_meet(run, infer, segmentor, photos, tmp_path):
+    names = ['a.jpg', 'a.png', 'b.bmp', 'x/a.jpg']
+    assert infer.output_stems(names) == {'a.jpg': 'a.jpg', 'a.png': 'a.png', 'b.bmp': 'b', 'x/a.jpg': 'x/a'}
+    folder = tmp_path / 'photos'
+    (folder / 'x').mkdir(parents=True)
+    image = cv2.imread(str(photos / 'a.png'))
+    for name in names:
+        cv2.imwrite(str(folder / name), image)
+    assert run(*segmentor, folder, '--out', tmp_path / 'out')[0] == 0
+    assert written(tmp_path / 'out') == [
+        *('labels/a.jpg.png', 'labels/a.png.png', 'labels/b.png', 'labels/x/a.png'),
+        *('overlays/a.jpg.jpg', 'overlays/a.png.png', 'overlays/b.png', 'overlays/x/a.jpg'),
+    ]
+
+
+def test_category_ids_are_those_of_coco(infer):
+    meta = DATASETS.get('mmdet.CocoDataset').METAINFO
+    ids = {category['name']: category['id'] for category in infer.list_categories(meta, {})}
+    assert len(ids) == 80
+    around_gaps = {
+        **{'person': 1, 'fire hydrant': 11, 'stop sign': 13, 'giraffe': 25, 'backpack': 27, 'umbrella': 28},
+        **{'handbag': 31, 'bottle': 44, 'wine glass': 46, 'bed': 65, 'dining table': 67, 'toilet': 70, 'tv': 72},
+        **{'refrigerator': 82, 'book': 84, 'toothbrush': 90},
+    }
+    assert {name: ids[name] for name in around_gaps} == around_gaps
+
+
+def test_ids_are_those_of_the_annotations_where_they_know_them(infer, tmp_path):
+    annotations = {
+        'categories': [{'id': 7, 'name': 'b'}, {'id': 9, 'name': 'other'}, {'id': 3, 'name': 'a', 'x': 0}],
+        'images': [{'id': 70, 'file_name': 'p.jpg'}, {'id': 30, 'file_name': 'x/000000000012.jpg'}],
+    }
+    known = [{'id': 7, 'name': 'b'}, {'id': 3, 'name': 'a'}]  # mmdet counts labels in this order
+    assert infer.list_categories({'classes': ('a', 'b')}, annotations) == known
+    assert infer.list_categories({'classes': ('a', 'c')}, annotations) == [
+        {'id': 1, 'name': 'a'},
+        {'id': 2, 'name': 'c'},
+    ]
+    both = ['p.jpg', 'x/000000000012.jpg']
+    assert infer.list_image_ids(both, annotations) == dict(zip(both, (70, 30)))
+    assert infer.list_image_ids(both, {}) == dict(zip(both, (1, 2)))
+    numbers = ['000000008193.jpg', 'x/000000000012.jpg']
+    assert infer.list_image_ids(numbers, annotations) == dict(zip(numbers, (8193, 12)))
+    assert list(infer.list_image_ids(['x/1.jpg', 'y/1.jpg'], {}).values()) == [1, 2]
+
+    cfg = launch.load_config(DEMO, {'test_dataloader.dataset.data_root': str(tmp_path)})
+    assert infer.read_annotations(cfg) == {}
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'annotations' / 'instances_val2017.json').write_text(json.dumps(annotations))
+    assert infer.read_annotations(cfg) == annotations
+
+
+def test_boxes_alone_are_results_without_segmentation(infer):
+    instances = InstanceData(
+        bboxes=torch.tensor([[1.5, 2, 11.5, 22]]), scores=torch.tensor([0.5]), labels=torch.tensor([1])
+    )
+    assert infer.coco_results(instances, 4, [{'id': 8}, {'id': 9}]) == [
+        {'image_id': 4, 'category_id': 9, 'bbox': [1.5, 2, 10, 20], 'score': 0.5}
+    ]
+
+
+def test_classes_are_those_of_the_checkpoint_or_else_of_the_config(infer):
+    cfg = launch.load_config(DEMO)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        saved = {'classes': ('x',), 'palette': [(1, 2, 3)]}
+        assert infer.class_meta(cfg, {'meta': {'dataset_meta': saved}}) == saved
+        for checkpoint in ({}, {'meta': None}, {'meta': {'dataset_meta': None}}):
+            meta = infer.class_meta(cfg, checkpoint)
+            assert meta['classes'] == SHAPES
+            assert meta['palette'][1] == (60, 120, 240)
+        assert infer.class_meta(cfg, {'meta': {'dataset_meta': {'classes': ('x',)}}})['classes'] == ('x',)
+
+
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(fails, detector, photos, tmp_path):
+    config, checkpoint = detector
+    out = tmp_path / 'out'
+    assert '--batch-size must be 1 or more, got 0' in fails(*detector, photos, '--out', out, '--batch-size', 0)
+    assert '--score-thr must be from 0 to 1, got 30' in fails(*detector, photos, '--out', out, '--score-thr', 30)
+    assert 'config nowhere.py does not exist' in fails('nowhere.py', checkpoint, photos, '--out', out)
+    assert 'nowhere.pth does not exist' in fails(config, 'nowhere.pth', photos, '--out', out)
+    assert f'no image at {tmp_path}/*.jpg' in fails(*detector, f'{tmp_path}/*.jpg', '--out', out)
+    torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'other.pth')
+    assert 'is not of this config: Missing key' in fails(config, tmp_path / 'other.pth', photos, '--out', out)
+    options = ('--cfg-options', 'model.backbone.window_size=0')
+    assert 'window_size must be ints of at least 1 token' in fails(*detector, photos, '--out', out, *options)
+    for device in ('gpu', 'cuda:99'):
+        assert f'--device {device} is not there: ' in fails(*detector, photos, '--out', out, '--device', device)
+    (tmp_path / 'file').touch()
+    for path in ('file', 'file/out'):
+        line = fails(*detector, photos / 'a.png', '--out', tmp_path / path)
+        assert f'--out {tmp_path / path} is no folder and cannot become one' in line
+    assert sorted(os.listdir(tmp_path)) == ['file', 'other.pth']
+
+
+def test_what_is_not_supported_says_so(fails, infer, tmp_path):
+    config = tmp_path / 'panoptic.py'
+    config.write_text(PANOPTIC)
+    line = fails(config, 'x.pth', 'x.jpg', '--out', tmp_path / 'out')
+    assert 'is panoptic, which is not supported' in line
+    instances = dict(item.split('=') for item in line.split('--cfg-options ')[1].split())
+    assert instances == {'model.test_cfg.panoptic_on': 'False', 'model.test_cfg.instance_on': 'True'}
+    cfg = launch.load_config(config, {'model.test_cfg.panoptic_on': False})
+    infer.check_supported(cfg, config)
+    config.write_text("default_scope = 'mmdet'\nmodel = dict(type='X')\n")
+    line = fails(config, 'x.pth', 'x.jpg', '--out', tmp_path / 'out')
+    assert f'the test pipeline of {config} does not start with loading an image' in line
+
+
+def test_panoptic_models_give_instances_of_things(infer):
+    meta = DATASETS.get('mmdet.CocoPanopticDataset').METAINFO
+    assert len(meta['classes']) == 133
+    categories = infer.list_categories(meta, {})
+    assert (len(categories), categories[-1]) == (80, {'id': 90, 'name': 'toothbrush'})
+
+
+def test_a_config_without_a_backbone_at_its_usual_place_is_taken_too(infer, detector, photos, tmp_path):
+    cfg = launch.load_config(detector[0])
+    cfg.model = dict(type='Wrapper', detector=cfg.model)
+    cfg.dump(tmp_path / 'wrapped.py')
+    args = [tmp_path / 'wrapped.py', detector[1], photos, '--out', tmp_path / 'out']
+    assert infer.prepare(infer.parse_args([*map(str, args)]))[0].model == cfg.model
+
+
+PHOTOS = Path(__file__).parents[2] / 'shared' / 'data' / 'coco_tiny'
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f'needs COCO photos in {PHOTOS}')
+def test_ids_of_coco_photos_are_those_of_their_annotations(infer):
+    coco = read_json(PHOTOS / 'annotations' / 'instances_val2017.json')
+    images = infer.find_images([str(PHOTOS / 'val2017')], 'out')
+    ids = infer.list_image_ids(list(images), {})
+    assert ids == {image['file_name']: image['id'] for image in coco['images']}
+    categories = infer.list_categories(DATASETS.get('mmdet.CocoDataset').METAINFO, {})
+    assert categories == [{key: category[key] for key in ('id', 'name')} for category in coco['categories']]

@@ -1,0 +1,410 @@
+"""Run a trained detector or segmentor on images. No data set is needed.
+
+DIR gets overlays/, the images with what was found drawn in, and
+
+  of a detector, instance masks included:
+    predictions.json  COCO results, a list that pycocotools loads with COCO(...).loadRes(...)
+    image_info.json   the images and categories of these ids, as COCO publishes them for images without annotations
+  of a segmentor:
+    labels/           PNGs of the images' size whose values are the model's classes, counted from 0, in 8 bits, or in
+                      16 where there are more than 256. Where it was trained with reduce_zero_label, as on ADE20K,
+                      the data set's own values are larger by 1.
+
+Ids are those of the config's test annotations where that file is there and lists the classes, or all of the images.
+Else category ids are the official ones for the 80 classes of COCO, and count from 1 for others; an image id is the
+number that is the file's name, as in 000000008193.jpg, or, if not all files have such names, all count from 1.
+
+Folders are searched with all folders below them, and outputs keep the relative paths. Where two images differ in their
+extension alone (a.jpg, a.png), their outputs carry it (a.jpg.png). An image that can't be read is skipped and listed
+at the end.
+"""
+
+import argparse
+import glob
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
+from mmengine.structures import InstanceData
+from mmengine.utils import track_iter_progress
+from PIL import Image, UnidentifiedImageError
+from torch import nn
+
+import swinv2_mm.launch as launch
+
+EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+# The ids of the 80 classes of COCO in the order of mmdet, which knows the names alone.
+COCO_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's guard of web servers would refuse aerial images
+
+
+class Prepared(NamedTuple):
+    """An image on its way into the model."""
+
+    name: str  # path, relative to the folder of all inputs
+    image: np.ndarray  # (H, W, 3), BGR, as loaded
+    data: dict  # what the test pipeline gives: inputs, data_samples
+
+    @property
+    def shapes(self):
+        """What images of one batch share: then none is padded, and each gives what it gives alone."""
+        return self.image.shape, self.data['inputs'].shape
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='example: python tools/infer.py configs/mask_rcnn_swinv2.py work_dirs/mask_rcnn_swinv2/epoch_12.pth '
+        'photos --out results',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='config file of a detector (mmdet) or segmentor (mmseg)')
+    parser.add_argument('checkpoint', help='checkpoint file that training wrote')
+    parser.add_argument(
+        'images',
+        nargs='+',
+        metavar='IMAGE_OR_FOLDER_OR_GLOB',
+        help='image files, folders and patterns like "photos/**/*.jpg"; in the latter two, files that end in '
+        f'{", ".join(EXTENSIONS)}',
+    )
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results; it replaces older ones')
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=1,
+        metavar='N',
+        help='put up to N images into a batch, which are neighbours in the order of their names and of equal size, so '
+        'that results do not depend on it (default: 1)',
+    )
+    parser.add_argument('--device', help='for example cpu or cuda:1 (default: cuda if there is a GPU, else cpu)')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        metavar='SCORE',
+        help='leave out detections below it, in overlays and in predictions.json alike; for evaluation pass 0 '
+        '(default: 0.3; nothing to a segmentor)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override values of the config, for example model.test_cfg.rcnn.max_per_img=20',
+    )
+    return parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
+    """What the flags ask for, checked.
+
+    Returns:
+        tuple: the config, the images by name and the classes and palette of the checkpoint.
+
+    Raises:
+        ValueError: a flag, the config or the checkpoint is wrong; the message says what to do.
+    """
+    if args.batch_size < 1:
+        raise ValueError(f'--batch-size must be 1 or more, got {args.batch_size}')
+    if not 0 <= args.score_thr <= 1:
+        raise ValueError(f'--score-thr must be from 0 to 1, got {args.score_thr}')
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    check_device(args.device)
+    cfg = launch.load_config(args.config, args.cfg_options)
+    check_supported(cfg, args.config)
+    if 'backbone' in cfg.model:
+        launch.set_initial_weights(cfg, 'none')
+    launch.check_backbone(cfg)
+    init_default_scope(cfg.default_scope)
+    meta = class_meta(cfg, launch.read_checkpoint(args.checkpoint))
+    return cfg, find_images(args.images, args.out), meta
+
+
+def check_device(device: str) -> None:
+    """Check by use that PyTorch has the device."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split('\n')[0]
+        raise ValueError(f'--device {device} is not there: {reason}') from error
+
+
+def check_supported(cfg: Config, path: str) -> None:
+    """Check that the config says how images are loaded, and that the model gives no panoptic maps."""
+    pipeline = test_dataset(cfg).get('pipeline')
+    if not pipeline or 'LoadImage' not in str(pipeline[0].get('type')):
+        raise ValueError(f'the test pipeline of {path} does not start with loading an image')
+    if 'panoptic_fusion_head' in cfg.model and (cfg.model.get('test_cfg') or {}).get('panoptic_on', True):
+        raise ValueError(
+            f'the model of {path} is panoptic, which is not supported; for the instances of a MaskFormer or '
+            'Mask2Former pass --cfg-options model.test_cfg.panoptic_on=False model.test_cfg.instance_on=True'
+        )
+
+
+def test_dataset(cfg: Config) -> ConfigDict:
+    """The test data set of a config, the first one inside wrappers like `ConcatDataset`; empty where there is none."""
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or ConfigDict()
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset.get('dataset') or dataset.datasets[0]
+    return dataset
+
+
+def class_meta(cfg: Config, checkpoint: dict) -> dict:
+    """The classes and the palette of what the model was trained on, or else of the config's test data set."""
+    saved = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    if {'classes', 'palette'} <= saved.keys():
+        return saved
+    dataset = dict(test_dataset(cfg), pipeline=[], lazy_init=True)  # reads no data
+    return {**DATASETS.build(dataset).metainfo, **saved}
+
+
+def find_images(inputs: Sequence[str], out: str) -> dict[str, Path]:
+    """Find images.
+
+    Args:
+        inputs (Sequence[str]): files, folders and patterns.
+        out (str): a folder to leave out: it holds the overlays of an earlier run.
+
+    Returns:
+        dict: paths by name, in the order of the names. A name is the path relative to the folder of all inputs.
+
+    Raises:
+        ValueError: there is none under one of the inputs.
+    """
+    found, roots = set(), set()
+    for given in inputs:
+        if os.path.isfile(given):
+            paths = [given]  # whatever its extension
+        else:
+            pattern = os.path.join(glob.escape(given), '**') if os.path.isdir(given) else given
+            paths = [path for path in glob.glob(pattern, recursive=True) if is_image(path, out)]
+        if not paths:
+            raise ValueError(
+                f'no image at {given}: no such file, and no file there that ends in {", ".join(EXTENSIONS)}'
+            )
+        paths = [os.path.abspath(path) for path in paths]
+        found.update(paths)
+        roots.update([os.path.abspath(given)] if os.path.isdir(given) else map(os.path.dirname, paths))
+    root = os.path.commonpath(roots)
+    return {name: Path(root, name) for name in sorted(os.path.relpath(path, root) for path in found)}
+
+
+def is_image(path: str, out: str) -> bool:
+    """Whether the path is of a file that looks like an image and is not below ``out``."""
+    looks_so = path.lower().endswith(EXTENSIONS) and os.path.isfile(path)
+    return looks_so and not Path(path).resolve().is_relative_to(Path(out).resolve())
+
+
+def make_folder(out: str) -> None:
+    """Make the folder of the results, after all else is known to be right."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'--out {out} is no folder and cannot become one: {error.strerror}') from error
+
+
+def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
+    """The model of a config with all weights of a checkpoint, ready for inference."""
+    model = MODELS.build(cfg.model)
+    launch.load_weights(model, checkpoint)
+    return model.to(device).eval()
+
+
+def read_images(images: dict[str, Path], cfg: Config, unreadable: dict[Path, str]) -> Iterator[Prepared]:
+    """Read images and prepare them with the test pipeline of a config, less its annotations.
+
+    Args:
+        images (dict): paths by name.
+        cfg (Config): the config.
+        unreadable (dict): gets the path of each image that can't be read, and the reason.
+    """
+    steps = [step for step in test_dataset(cfg).pipeline if 'Annotation' not in str(step.type)]
+    load, transform = Compose(steps[:1]), Compose(steps[1:])
+    for name, path in track_iter_progress(list(images.items())):
+        try:
+            check_whole(path)
+            loaded = load(dict(img_path=str(path), img_id=name))
+            prepared = Prepared(name, loaded['img'].copy(), transform(loaded))
+        except Exception as error:  # decoders raise all kinds
+            unreadable[path] = str(error).strip().split('\n')[0] or type(error).__name__
+        else:
+            yield prepared
+
+
+def check_whole(path: Path) -> None:
+    """Raise an error for what OpenCV decodes as far as it goes, a truncated JPEG above all, and for an empty file."""
+    if not path.stat().st_size:
+        raise ValueError('the file is empty')
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except UnidentifiedImageError:
+        pass  # a format that OpenCV may know all the same
+
+
+def batches(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
+    """Group neighbours of equal shapes, up to ``size`` of them."""
+    batch = []
+    for item in items:
+        if batch and item.shapes != batch[0].shapes:
+            yield batch
+            batch = []
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def output_stems(names: Iterable[str]) -> dict[str, str]:
+    """Names of outputs less their extension: that of the image, unless another image has the same without it."""
+    stems = {name: os.path.splitext(name)[0] for name in names}
+    counts = Counter(stems.values())
+    return {name: stem if counts[stem] == 1 else name for name, stem in stems.items()}
+
+
+def read_annotations(cfg: Config) -> dict:
+    """The test annotations of a config, {} where they are not there or not in COCO's format."""
+    dataset = test_dataset(cfg)
+    try:
+        text = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '').read_text()
+        annotations = json.loads(text)
+    except (OSError, ValueError):
+        return {}
+    return annotations if isinstance(annotations, dict) else {}
+
+
+def list_categories(meta: dict, annotations: dict) -> list[dict]:
+    """The COCO category, id and name, of each label of a detector."""
+    names = list(meta.get('thing_classes') or meta['classes'])  # of a panoptic data set, or of any other
+    known = [category for category in annotations.get('categories', []) if category['name'] in names]
+    if len(known) == len(names):  # labels count in the order of the annotations, as in mmdet's CocoDataset
+        return [{'id': category['id'], 'name': category['name']} for category in known]
+    is_coco = names == list(DATASETS.get('mmdet.CocoDataset').METAINFO['classes'])
+    ids = COCO_IDS if is_coco else range(1, len(names) + 1)
+    return [{'id': i, 'name': name} for i, name in zip(ids, names)]
+
+
+def list_image_ids(names: Sequence[str], annotations: dict) -> dict[str, int]:
+    """The COCO id of each image: of the annotations, or the number that is its name, or counted from 1."""
+    known = {image['file_name']: image['id'] for image in annotations.get('images', [])}
+    stems = [Path(name).stem for name in names]
+    for ids in ([known.get(name) for name in names], [int(stem) if stem.isdecimal() else None for stem in stems]):
+        if None not in ids and len(set(ids)) == len(ids):
+            return dict(zip(names, ids))
+    return {name: i for i, name in enumerate(names, 1)}
+
+
+def coco_results(instances: InstanceData, image_id: int, categories: list[dict]) -> list[dict]:
+    """Detections in COCO's format for results.
+
+    Args:
+        instances (InstanceData): of N objects ``bboxes``, (N, 4), x1, y1, x2, y2 in pixels, ``scores`` and ``labels``,
+            (N,), and maybe ``masks``, (N, H, W), bool.
+        image_id (int): id of the image.
+        categories (list): by label.
+    """
+    from mmdet.structures.mask import encode_mask_results  # a segmentor does without mmdet
+
+    results = [
+        {
+            'image_id': image_id,
+            'category_id': categories[label]['id'],
+            'bbox': [x1, y1, x2 - x1, y2 - y1],
+            'score': score,
+        }
+        for (x1, y1, x2, y2), score, label in zip(
+            instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist()
+        )
+    ]
+    if 'masks' in instances:
+        for result, rle in zip(results, encode_mask_results(instances.masks.numpy())):
+            result['segmentation'] = {'size': rle['size'], 'counts': rle['counts'].decode('ascii')}
+    return results
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.partial')
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def encode_labels(labels: torch.Tensor, classes: int) -> bytes:
+    """A PNG of (H, W) labels, of 8 bits, or of 16 if there are more than 256 classes."""
+    dtype = np.uint8 if classes <= 256 else np.uint16
+    return cv2.imencode('.png', labels.numpy().astype(dtype))[1].tobytes()
+
+
+@torch.no_grad()
+def infer(
+    model: nn.Module, cfg: Config, images: dict[str, Path], meta: dict, args: argparse.Namespace
+) -> dict[Path, str]:
+    """Run a model on images and write all results.
+
+    Returns:
+        dict: the paths of images that can't be read, and the reasons.
+    """
+    out, stems, unreadable = Path(args.out), output_stems(images), {}
+    is_detector = cfg.default_scope == 'mmdet'
+    if is_detector:
+        annotations = read_annotations(cfg)
+        categories, image_ids = list_categories(meta, annotations), list_image_ids(list(images), annotations)
+    kind = 'DetLocalVisualizer' if is_detector else 'SegLocalVisualizer'
+    visualizer = VISUALIZERS.build(dict(cfg.get('visualizer') or dict(type=kind), vis_backends=None))
+    visualizer.dataset_meta = meta
+    threshold = {'pred_score_thr': -1} if is_detector else {}  # all that is left is drawn
+    infos, results = [], []
+    for batch in batches(read_images(images, cfg, unreadable), args.batch_size):
+        samples = model.test_step(pseudo_collate([item.data for item in batch]))
+        for (name, image, _), sample in zip(batch, samples):
+            sample = sample.cpu()
+            if is_detector:
+                instances = sample.pred_instances
+                sample.pred_instances = instances[instances.scores >= args.score_thr]
+                results += coco_results(sample.pred_instances, image_ids[name], categories)
+                height, width = image.shape[:2]
+                infos.append({'id': image_ids[name], 'file_name': name, 'width': width, 'height': height})
+            else:
+                labels = sample.pred_sem_seg.data[0]  # (H, W)
+                write_whole(out / 'labels' / f'{stems[name]}.png', encode_labels(labels, len(meta['classes'])))
+            extension = Path(name).suffix if name.lower().endswith(('.jpg', '.jpeg')) else '.png'
+            overlay = str(out / 'overlays' / f'{stems[name]}{extension}')
+            visualizer.add_datasample(name, image[..., ::-1], sample, draw_gt=False, out_file=overlay, **threshold)
+    if is_detector:
+        write_whole(out / 'predictions.json', json.dumps(results).encode())
+        info = {'images': infos, 'categories': categories}
+        write_whole(out / 'image_info.json', json.dumps(info).encode())
+    return unreadable
+
+
+def main():
+    args = parse_args()
+    try:
+        cfg, images, meta = prepare(args)
+        model = build_model(cfg, args.checkpoint, args.device)
+        make_folder(args.out)
+    except ValueError as error:
+        sys.exit(launch.bad_input(error))
+    unreadable = infer(model, cfg, images, meta, args)
+    print(f'{len(images) - len(unreadable)} of {len(images)} images done, results in {args.out}')
+    for path, reason in unreadable.items():
+        print(f'skipped {path}: {reason}', file=sys.stderr)
+    sys.exit(1 if unreadable else 0)
+
+
+if __name__ == '__main__':
+    main()
