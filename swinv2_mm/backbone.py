@@ -190,8 +190,11 @@ class Stage(nn.Module):
         return x
 
     def _parts(self, x, shift):
-        windows = partition(*map(index, x.shape[:3]), self.window_size, shift, x.device)  # a tracer has tensors there
-        if x.device.type != 'cpu' or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        compiling = torch.compiler.is_compiling()
+        # Plain ints, for a tracer has tensors there. Where a compiler keeps the batch symbolic, one graph serves any.
+        batch = x.shape[0] if compiling else index(x.shape[0])
+        windows = partition(batch, *map(index, x.shape[1:3]), self.window_size, shift, x.device)
+        if x.device.type != 'cpu' or compiling or torch.jit.is_tracing():
             return [windows]
         return windows.split(max(PART_SIZE // x.shape[3], 1))
 
