@@ -321,17 +321,27 @@ def test_results_of_an_earlier_run_outlast_one_that_fails(infer, detector, photo
 
 
 def test_images_are_found_by_file_folder_and_pattern(infer, tmp_path):
-    paths = ('1.jpg', 'x/2.PNG', 'x/y/3.tif', 'x/notes.txt', 'odd[1]/4.jpg', 'out/overlays/1.jpg', 'x/odd.dat')
+    paths = (
+        '1.jpg',
+        'x/2.PNG',
+        'x/y/3.tif',
+        'x/notes.txt',
+        'odd[1]/4.jpg',
+        'x/odd.dat',
+        'overlays/1.jpg',
+        'labels/1.png',
+    )
     for path in paths:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
 
     def find(*inputs):
-        found = infer.find_images([str(tmp_path / given) for given in inputs], str(tmp_path / 'out'))
+        found = infer.find_images([str(tmp_path / given) for given in inputs], str(tmp_path))
         assert all(path == tmp_path / path and path.is_file() for path in found.values())
         return list(found)
 
     assert find('') == ['1.jpg', 'odd[1]/4.jpg', 'x/2.PNG', 'x/y/3.tif']
+    assert find('overlays/1.jpg') == ['1.jpg']
     assert find('x') == ['2.PNG', 'y/3.tif']
     assert find('odd[1]') == ['4.jpg']
     assert find('odd[1]/4.jpg') == ['4.jpg']

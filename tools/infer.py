@@ -42,6 +42,7 @@ from torch import nn
 
 import swinv2_mm.launch as launch
 
+OVERLAYS, LABELS = 'overlays', 'labels'  # folders of results
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 # The ids of the 80 classes of COCO in the order of mmdet, which knows the names alone.
 COCO_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
@@ -174,7 +175,7 @@ def find_images(inputs: Sequence[str], out: str) -> dict[str, Path]:
 
     Args:
         inputs (Sequence[str]): files, folders and patterns.
-        out (str): a folder to leave out: it holds the overlays of an earlier run.
+        out (str): folder of the results; the pictures of an earlier run in it are left out.
 
     Returns:
         dict: paths by name, in the order of the names. A name is the path relative to the folder of all inputs.
@@ -201,9 +202,10 @@ def find_images(inputs: Sequence[str], out: str) -> dict[str, Path]:
 
 
 def is_image(path: str, out: str) -> bool:
-    """Whether the path is of a file that looks like an image and is not below ``out``."""
+    """Whether the path is of a file that looks like an image and is no result of an earlier run into ``out``."""
     looks_so = path.lower().endswith(EXTENSIONS) and os.path.isfile(path)
-    return looks_so and not Path(path).resolve().is_relative_to(Path(out).resolve())
+    results = [Path(out, folder).resolve() for folder in (OVERLAYS, LABELS)]
+    return looks_so and not any(Path(path).resolve().is_relative_to(folder) for folder in results)
 
 
 def make_folder(out: str) -> None:
@@ -380,9 +382,9 @@ def infer(
                 infos.append({'id': image_ids[name], 'file_name': name, 'width': width, 'height': height})
             else:
                 labels = sample.pred_sem_seg.data[0]  # (H, W)
-                write_whole(out / 'labels' / f'{stems[name]}.png', encode_labels(labels, len(meta['classes'])))
+                write_whole(out / LABELS / f'{stems[name]}.png', encode_labels(labels, len(meta['classes'])))
             extension = Path(name).suffix if name.lower().endswith(('.jpg', '.jpeg')) else '.png'
-            overlay = str(out / 'overlays' / f'{stems[name]}{extension}')
+            overlay = str(out / OVERLAYS / f'{stems[name]}{extension}')
             visualizer.add_datasample(name, image[..., ::-1], sample, draw_gt=False, out_file=overlay, **threshold)
     if is_detector:
         write_whole(out / 'predictions.json', json.dumps(results).encode())
