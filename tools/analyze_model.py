@@ -43,7 +43,8 @@ example: python tools/analyze_model.py tiny --size 800 1333 --window-size 16 --d
 """
 
 
-HEADER = ('part', 'map', 'channels', 'blocks', 'heads', 'window', 'windows (sizes)', 'params M')
+HEADER = ('part', 'map', 'channels', 'blocks', 'heads', 'window', 'windows (sizes)', 'params M', 'GFLOPs')
+HEADER += ('attention', 'official', 'kept MiB')
 HEADER += ('GFLOPs', 'attention', 'official', 'kept MiB')
 LEGEND = """\
 windows (sizes)  of even / odd blocks: how many, in how many sizes
