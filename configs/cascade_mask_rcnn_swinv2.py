@@ -1,7 +1,8 @@
 """Cascade Mask R-CNN with SwinV2-T, window 16, on COCO for 36 epochs.
 
 The recipe of the paper's ablations (arXiv 2111.09883, appendix A1.2): shorter side 480 to 800, AdamW with learning rate
-1e-4 and weight decay 0.05, batch 16, 3x schedule. Heads, losses and the rest of the schedule are those of mmdet.
+1e-4 and weight decay 0.05, batch 16, 3x schedule. Heads, losses and the rest of the schedule are those of mmdet. The
+paper's runs may start from other weights than the released file here.
 """
 
 _base_ = 'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'

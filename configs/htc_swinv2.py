@@ -1,15 +1,16 @@
 """HTC++ with SwinV2-L, window 32, on COCO for 72 epochs, in bfloat16: the system-level recipe.
 
-HTC with Soft-NMS and training at shorter sides of 400 to 1400, from ImageNet-22K weights, as in the paper (arXiv
-2111.09883, section 4 and appendix) and its predecessor (arXiv 2103.14030, appendix A2.2). What differs:
+HTC with Soft-NMS, trained at shorter sides of 400 to 1400 from ImageNet-22K weights. Window 32 and images of up to 1536
+pixels are those of the paper (arXiv 2111.09883). Learning rate, weight decay, batch, 72 epochs and their steps are those
+of HTC++ in its predecessor (arXiv 2103.14030); the paper's own may differ. What is knowingly not as in the papers:
 
 - No semantic branch, so that no `stuffthingmaps` are needed.
 - No InstaBoost, which needs a package of its own.
-- No extra global attention after the backbone or pyramid.
-- The longer side is at most 1536 in training, the image size of the paper, and in testing, where the shorter is 1100;
-  the predecessor's limit is 1600.
-- Learning rate, weight decay, batch and 72 epochs are the predecessor's; drop path is that of the smaller recipes.
-- Testing at one scale. `tools/test.py --window-size 48` tests with the larger window of the paper.
+- No extra global attention after the backbone or the pyramid.
+- In training the longer side is at most 1536, where the predecessor has 1600; no image is cropped or padded to that.
+- In testing the shorter side is 1100, the longer at most 1536, and the scale is one. `tools/test.py --window-size 48`
+  tests with the paper's larger window.
+- All parts learn at the same rate, and drop path is 0.2, as in the recipes of smaller models.
 """
 
 _base_ = 'mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py'

@@ -1,7 +1,7 @@
 """From the flags of a command line to a config that is known to work: what training and testing share.
 
-Every check but that of a tested model's weights runs before the `Runner` is built, so that a mistake costs one line and
-leaves nothing behind.
+A mistake costs one line. Checks run before the `Runner` is built and leave nothing behind, but those that need the
+whole model: of a tested model's weights and of parameter groups.
 """
 
 import argparse

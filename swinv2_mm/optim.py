@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from numbers import Real
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -20,7 +21,7 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Parameter groups for a detector or segmentor whose backbone is a `SwinTransformerV2`.
 
     Norms, biases, logit scales and position biases have no weight decay, in the whole model (`has_weight_decay`).
-    With a ``decay_rate`` below 1 the learning rate falls from block to block towards the image (`layer_depths`).
+    With a ``decay_rate`` below 1 the learning rate falls from block to block towards the image (`distances_to_head`).
 
     Args:
         optim_wrapper_cfg (dict): the optim wrapper, with an ``optimizer`` that has ``lr`` and ``weight_decay``.
@@ -41,15 +42,19 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'paramwise_cfg of {type(self).__name__} takes {" and ".join(options)}, got {unknown[0]!r}: drop what '
                 "a host's recipe has there with paramwise_cfg=dict(_delete_=True, ...)"
             )
-        super().__init__(optim_wrapper_cfg, options | dict(paramwise_cfg or {}))
+        options |= {name: value for name, value in (paramwise_cfg or {}).items() if value is not None}
+        super().__init__(optim_wrapper_cfg, options)
         self.decay_rate, self.custom_keys = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['custom_keys']
         if self.base_lr is None or self.base_wd is None:
             raise ValueError(f'optimizer must have lr and weight_decay, got {self.optimizer_cfg!r}')
-        if not 0 < self.decay_rate <= 1:
+        if not isinstance(self.decay_rate, Real) or not 0 < self.decay_rate <= 1:
             raise ValueError(f'decay_rate must be more than 0 and at most 1, got {self.decay_rate!r}')
         for key, multipliers in self.custom_keys.items():
-            if not isinstance(multipliers, Mapping) or not set(multipliers) <= MULTIPLIERS:
-                raise ValueError(f'custom_keys[{key!r}] must be a dict of lr_mult and decay_mult, got {multipliers!r}')
+            numbers = multipliers.values() if isinstance(multipliers, Mapping) else [None]
+            if not all(isinstance(number, Real) for number in numbers) or not set(multipliers) <= MULTIPLIERS:
+                raise ValueError(
+                    f'custom_keys[{key!r}] must be a dict of numbers lr_mult and decay_mult, got {multipliers!r}'
+                )
 
     def add_params(self, params: list[dict], module: nn.Module) -> None:
         """Append a group for each pair of learning rate and weight decay, and log them.
@@ -70,9 +75,9 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 rate = self.decay_rate ** distances.get(name, 0) * custom.get('lr_mult', 1)
                 decay = custom.get('decay_mult', 1) if has_weight_decay(name, parameter) else 0
                 members[self.base_lr * rate, self.base_wd * decay].append(parameter)
-        groups = [dict(params=members[key], lr=key[0], weight_decay=key[1]) for key in sorted(members)]
-        lines = [f'{g["lr"]:13.3g} {g["weight_decay"]:12.3g} {len(g["params"]):10}' for g in groups]
-        print_log('\n'.join(['Optimizer:\nlearning rate weight decay parameters', *lines]), logger='current')
+        groups = [dict(params=members[key], lr=key[0], weight_decay=key[1]) for key in sorted(members, reverse=True)]
+        lines = [f'{g["lr"]:13.3g} {g["weight_decay"]:12.3g} {len(g["params"]):7}' for g in groups]
+        print_log('\n'.join(['Optimizer:\nlearning rate weight decay tensors', *lines]), logger='current')
         params.extend(groups)
 
     def _custom(self, name):
@@ -99,13 +104,14 @@ def distances_to_head(model: nn.Module) -> dict[str, int]:
         raise ValueError(f'{type(model).__name__} has no SwinTransformerV2: leave the constructor of optim_wrapper out')
     distances = {}
     for prefix, backbone in backbones.items():
-        layers, later = {'patch_embed': 0}, 0  # distances to the patch embedding
+        depths, depth = {'patch_embed': 0}, 0
         for i, stage in enumerate(backbone.layers):
             for j in range(len(stage.blocks)):
-                later += 1
-                layers[f'layers.{i}.blocks.{j}'] = later
-            layers[f'layers.{i}.downsample'] = later
-        for layer, depth in layers.items():
+                depth += 1
+                depths[f'layers.{i}.blocks.{j}'] = depth
+            depths[f'layers.{i}.downsample'] = depth
+        head = depth + 1
+        for layer, depth in depths.items():
             for name, _ in backbone.get_submodule(layer).named_parameters():
-                distances['.'.join(filter(None, (prefix, layer, name)))] = later + 1 - depth
+                distances['.'.join(filter(None, (prefix, layer, name)))] = head - depth
     return distances

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -89,6 +90,62 @@ def test_a_classifier_learns_crops_by_heart(tool, shapes):
     accuracy = tool.Accuracy()
     accuracy.process(batch, right)
     assert accuracy.evaluate(len(right))['accuracy'] > 90
+
+
+def test_the_demo_ends_with_what_is_worse_than_it_should_be(load_tool):
+    demo = load_tool('demo')
+    good = {'bbox AP': 30.0, 'bbox AP50': 60.0, 'segm AP': 25.0, 'segm AP50': 55.0, 'mIoU': 40.0}
+    worse = dict.fromkeys(good, 20.0)
+    assert demo.shortfall(dict(transferred=good)) is None
+    assert demo.shortfall({'transferred': good, 'from scratch': worse}) is None
+    assert 'bbox AP50 is 49.0, and 50 or more' in demo.shortfall(dict(transferred=good | {'bbox AP50': 49.0}))
+    assert demo.shortfall({'transferred': good, 'from scratch': worse | {'mIoU': 40.0}}) == (
+        'error: from scratch has mIoU 40.0, transferred 40.0'
+    )
+    lines = demo.table({'transferred': good, 'from scratch': worse}).split('\n')
+    assert lines[0].split() == ['percent', 'transferred', 'from', 'scratch']
+    assert lines[-1].split() == ['mIoU', '40.0', '20.0']
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsys, seed):
+    demo = load_tool('demo')
+    calls = []
+
+    def run(tool, *args):
+        calls.append((tool, *map(str, args)))
+        if tool == 'train.py':
+            work_dir = Path(args[args.index('--work-dir') + 1])
+            work_dir.mkdir(parents=True)
+            (work_dir / 'last_checkpoint').write_text(f'{work_dir}/iter_1.pth')
+
+    monkeypatch.setattr(demo, 'run', run)
+    monkeypatch.setattr(
+        demo,
+        'read_metrics',
+        lambda work_dir: {
+            name: (70 if 'transferred' in str(work_dir) else 60) / scale
+            for names in demo.METRICS.values()
+            for name, scale in names.values()
+        },
+    )
+    monkeypatch.setattr(demo, 'ensure_environment', lambda: None)
+    monkeypatch.setattr(sys, 'argv', ['demo', '--compare', '--work-dir', str(tmp_path), '--seed', str(seed)])
+    with pytest.raises(SystemExit) as ended:
+        demo.main()
+    assert ended.value.code is None
+    out = capsys.readouterr().out
+    assert out.count('70.0') == out.count('60.0') / 2 == 5
+    trained = [call for call in calls if call[0] == 'train.py']
+    assert [call[1] for call in trained] == [demo.DETECTOR, demo.SEGMENTOR] * 3
+    assert all(call[call.index('--seed') + 1] == str(seed) for call in trained)
+    assert all(f'seed_{seed}' in call[call.index('--work-dir') + 1] for call in trained)
+    checkpoints = [Path(call[call.index('--checkpoint') + 1]).name for call in trained]
+    written = 'swinv2_shapes_patch4_window4_64.pth'
+    assert checkpoints == [written, written, 'none', 'none', written, written]
+    wrong = ['model.backbone.pretrained_window_sizes=8' in call for call in trained]
+    assert wrong == [False] * 4 + [True] * 2
+    assert [call[0] for call in calls].count('test.py') == 6
 
 
 def test_the_newest_metrics_are_read(load_tool, tmp_path):

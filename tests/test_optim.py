@@ -97,8 +97,8 @@ def test_custom_keys_multiply_and_the_longest_counts(build_small):
 
 def test_frozen_parameters_are_in_no_group(build_small):
     found = groups(Detector(build_small(frozen_stages=2)))
-    assert not any(re.search(r'patch_embed|layers\.[01]|norm[01]\.', name) for name in found if 'blocks' not in name)
-    assert not any(name.startswith(('backbone.layers.0', 'backbone.layers.1')) for name in found)
+    frozen = ('patch_embed', 'layers.0.', 'layers.1.', 'norm0.', 'norm1.')
+    assert not any(name.startswith(tuple(f'backbone.{module}' for module in frozen)) for name in found)
     assert any(name.startswith('backbone.layers.2') for name in found)
 
 
@@ -131,10 +131,13 @@ def test_a_step_moves_each_group_at_its_rate(build_small):
         (dict(custom_keys=dict(absolute_pos_embed=dict(decay_mult=0))), "custom_keys has 'absolute_pos_embed'"),
         (
             dict(custom_keys=dict(head=dict(lr_mul=0))),
-            r"custom_keys\['head'\] must be a dict of lr_mult and decay_mult",
+            r"custom_keys\['head'\] must be a dict of numbers lr_mult and decay_mult",
         ),
         (dict(norm_decay_mult=0), "takes decay_rate and custom_keys, got 'norm_decay_mult'"),
         (dict(decay_rate=0), 'decay_rate must be more than 0 and at most 1, got 0'),
+        (dict(decay_rate='x'), "decay_rate must be more than 0 and at most 1, got 'x'"),
+        (dict(custom_keys=dict(head=dict(lr_mult='a'))), r"custom_keys\['head'\] must be .*numbers"),
+        (dict(custom_keys=dict(head=3)), r"custom_keys\['head'\] must be .* got 3"),
         (dict(decay_rate=1.5), 'decay_rate must be more than 0 and at most 1, got 1.5'),
     ],
 )

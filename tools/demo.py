@@ -15,6 +15,7 @@ from install import ensure_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 DETECTOR, SEGMENTOR = 'configs/demo/mask-rcnn_swinv2_shapes.py', 'configs/demo/upernet_swinv2_shapes.py'
+EXPECTED_AP50 = 50
 METRICS = {  # what is printed of each model's metrics, and what makes it percent
     DETECTOR: {
         'bbox AP': ('coco/bbox_mAP', 100),
@@ -59,9 +60,34 @@ def read_metrics(work_dir: Path) -> dict[str, float]:
     return json.loads(newest.read_text().splitlines()[-1])
 
 
+def table(results: dict[str, dict[str, float]]) -> str:
+    """A line for each metric, a column for each start."""
+    lines = [f'{"percent":<16} {" ".join(f"{start:>16}" for start in results)}']
+    for label in results['transferred']:
+        lines.append(f'{label:<16} {" ".join(f"{metrics[label]:>16.1f}" for metrics in results.values())}')
+    return '\n'.join(lines)
+
+
+def shortfall(results: dict[str, dict[str, float]]) -> str | None:
+    """What is worse than it should be, if anything: a weak detector, or another start that is as good."""
+    transferred = results['transferred']
+    if transferred['bbox AP50'] < EXPECTED_AP50:
+        return f'error: bbox AP50 is {transferred["bbox AP50"]:.1f}, and {EXPECTED_AP50} or more is expected'
+    for start, metrics in results.items():
+        for label in ('bbox AP', 'mIoU'):
+            if start != 'transferred' and metrics[label] >= transferred[label]:
+                return f'error: {start} has {label} {metrics[label]:.1f}, transferred {transferred[label]:.1f}'
+    return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog='example: python3 tools/demo.py --compare --seed 1')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='default: %(default)s')
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/demo'),
+        help='each seed gets a folder there (default: %(default)s)',
+    )
     parser.add_argument('--data-root', type=Path, default=Path('data/shapes'), help='default: %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='of all training (default: %(default)s)')
     parser.add_argument(
@@ -73,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     ensure_environment()
     started = time.monotonic()
-    work_dir, data_root = args.work_dir.resolve(), args.data_root.resolve()
+    work_dir, data_root = args.work_dir.resolve() / f'seed_{args.seed}', args.data_root.resolve()
     seed = ('--seed', args.seed)
     classifier = work_dir / 'swinv2_shapes_patch4_window4_64.pth'
 
@@ -98,12 +124,11 @@ def main() -> None:
         results[start] = train_and_test(DETECTOR, data_root, folder / 'mask_rcnn', *seed, *flags)
         results[start] |= train_and_test(SEGMENTOR, data_root / 'ade', folder / 'upernet', *seed, *flags)
 
-    print(f'\n{"percent":<16} {" ".join(f"{start:>16}" for start in results)}')
-    for label in results['transferred']:
-        print(f'{label:<16} {" ".join(f"{metrics[label]:>16.1f}" for metrics in results.values())}')
+    print(f'\n{table(results)}')
     print(f'\n{(time.monotonic() - started) / 60:.1f} minutes; in {work_dir}:')
     print('transferred/*/pictures: predictions beside the ground truth; transferred/*/curves.png: losses and metrics')
     print('position_bias.png: the bias of a head at window 4, and moved to window 8')
+    sys.exit(shortfall(results))
 
 
 if __name__ == '__main__':

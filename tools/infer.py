@@ -237,11 +237,10 @@ def read_images(images: dict[str, Path], cfg: Config, unreadable: dict[Path, str
         try:
             check_whole(path)
             loaded = load(dict(img_path=str(path), img_id=name))
-            prepared = Prepared(name, loaded['img'].copy(), transform(loaded))
         except Exception as error:  # decoders raise all kinds
             unreadable[path] = str(error).strip().split('\n')[0] or type(error).__name__
         else:
-            yield prepared
+            yield Prepared(name, loaded['img'].copy(), transform(loaded))
 
 
 def check_whole(path: Path) -> None:
@@ -273,7 +272,7 @@ def batches(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
 def output_stems(names: Iterable[str]) -> dict[str, str]:
     """Names of outputs less their extension: that of the image, unless another image has the same without it."""
     stems = {name: os.path.splitext(name)[0] for name in names}
-    counts = Counter(stems.values())
+    counts = Counter([*stems.values(), *stems])  # a.jpg.png must not take what a.jpg gets beside a.png
     return {name: stem if counts[stem] == 1 else name for name, stem in stems.items()}
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from swinv2_mm import SwinTransformerV2
+from swinv2_mm.arch import parse_arch
 from swinv2_mm.files import check_suffix, write_checkpoint
 from swinv2_mm.formats import export
 from swinv2_mm.launch import bad_input, load_config
@@ -99,11 +100,12 @@ class Accuracy(BaseMetric):
 def build_classifier(config: str, num_classes: int) -> Classifier:
     """A classifier with the backbone of a detector's config, from scratch, at the low resolution's windows."""
     arguments = dict(load_config(config).model.backbone)
-    num_stages, channels = len(arguments['arch']['depths']), arguments['arch']['embed_dims']
+    arch = parse_arch(arguments['arch'])
+    num_stages = len(arch.depths)
     last_map = SIZE // (4 * 2 ** (num_stages - 1))
     windows = (*[WINDOW] * (num_stages - 1), min(WINDOW, last_map))  # a window is no larger than its map
     arguments.update(window_size=windows, out_indices=(num_stages - 1,), init_cfg=None)
-    return Classifier(MODELS.build(arguments), channels * 2 ** (num_stages - 1), num_classes)
+    return Classifier(MODELS.build(arguments), arch.embed_dims * 2 ** (num_stages - 1), num_classes)
 
 
 def train(config: str, data_root: Path, work_dir: Path, epochs: int, seed: int) -> tuple[Classifier, float]:
@@ -161,7 +163,7 @@ def main() -> int:
         epilog='example: python tools/train_classifier.py configs/demo/mask-rcnn_swinv2_shapes.py classifier.pth '
         '--data-root data/shapes',
     )
-    parser.add_argument('config', help='config of a detector with an arch of its own: the classifier gets its backbone')
+    parser.add_argument('config', help='config of a detector or segmentor: the classifier gets its backbone')
     parser.add_argument('out', type=Path, help='checkpoint to write')
     parser.add_argument(
         '--data-root', type=Path, default=Path('data/shapes'), help='COCO layout (default: %(default)s)'

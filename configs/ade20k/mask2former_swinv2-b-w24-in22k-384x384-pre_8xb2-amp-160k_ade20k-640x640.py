@@ -1,8 +1,8 @@
-"""Mask2Former with SwinV2-B, window 24, pretrained on ImageNet-22K, on ADE20K, crops of 640 pixels, in bfloat16."""
+"""Mask2Former with SwinV2-B, window 24, from ImageNet-22K and 1K, on ADE20K, crops of 640 pixels, in bfloat16."""
 
 _base_ = 'mmseg::mask2former/mask2former_swin-b-in22k-384x384-pre_8xb2-160k_ade20k-640x640.py'
 
-custom_imports = dict(imports=['swinv2_mm'])
+custom_imports = dict(imports=['mmdet.models', 'swinv2_mm'])
 model = dict(
     backbone=dict(
         _delete_=True,

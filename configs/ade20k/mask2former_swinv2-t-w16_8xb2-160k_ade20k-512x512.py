@@ -5,7 +5,7 @@ mmseg's recipe, in which the backbone learns at a tenth of the rate, with the pa
 
 _base_ = 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
 
-custom_imports = dict(imports=['swinv2_mm'])
+custom_imports = dict(imports=['mmdet.models', 'swinv2_mm'])
 model = dict(
     backbone=dict(
         _delete_=True,

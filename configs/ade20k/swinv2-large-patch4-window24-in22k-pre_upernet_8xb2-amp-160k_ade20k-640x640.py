@@ -1,4 +1,4 @@
-"""UPerNet with SwinV2-L, window 24, pretrained on ImageNet-22K, on ADE20K, crops of 640 pixels, in bfloat16."""
+"""UPerNet with SwinV2-L, window 24, from ImageNet-22K and 1K, on ADE20K, crops of 640 pixels, in bfloat16."""
 
 _base_ = '../upernet_swinv2.py'
 

@@ -1,4 +1,4 @@
-"""Cascade Mask R-CNN with SwinV2-B, window 24, pretrained on ImageNet-22K, on COCO for 36 epochs, in bfloat16."""
+"""Cascade Mask R-CNN with SwinV2-B, window 24, from ImageNet-22K and 1K, on COCO for 36 epochs, in bfloat16."""
 
 _base_ = './cascade-mask-rcnn_swinv2-b-w16_fpn_amp-ms-3x_coco.py'
 

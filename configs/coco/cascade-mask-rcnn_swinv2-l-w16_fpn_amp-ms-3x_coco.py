@@ -1,4 +1,4 @@
-"""Cascade Mask R-CNN with SwinV2-L, window 16, pretrained on ImageNet-22K, on COCO for 36 epochs, in bfloat16."""
+"""Cascade Mask R-CNN with SwinV2-L, window 16, from ImageNet-22K and 1K, on COCO for 36 epochs, in bfloat16."""
 
 _base_ = '../cascade_mask_rcnn_swinv2.py'
 

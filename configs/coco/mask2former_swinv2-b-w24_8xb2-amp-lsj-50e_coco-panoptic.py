@@ -1,4 +1,4 @@
-"""Mask2Former with SwinV2-B, window 24, pretrained on ImageNet-22K, on COCO panoptic for 50 epochs, in bfloat16."""
+"""Mask2Former with SwinV2-B, window 24, from ImageNet-22K and 1K, on COCO panoptic for 50 epochs, in bfloat16."""
 
 _base_ = './mask2former_swinv2-t-w16_8xb2-lsj-50e_coco-panoptic.py'
 
