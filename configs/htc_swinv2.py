@@ -1,8 +1,8 @@
 """HTC++ with SwinV2-L, window 32, on COCO for 72 epochs, in bfloat16: the system-level recipe.
 
 HTC with Soft-NMS, trained at shorter sides of 400 to 1400 from ImageNet-22K weights. Window 32 and images of up to 1536
-pixels are those of the paper (arXiv 2111.09883). Learning rate, weight decay, batch, 72 epochs and their steps are those
-of HTC++ in its predecessor (arXiv 2103.14030); the paper's own may differ. What is knowingly not as in the papers:
+pixels are those of the paper (arXiv 2111.09883). Learning rate, weight decay, batch, 72 epochs and their steps are
+those of HTC++ in its predecessor (arXiv 2103.14030); the paper's own may differ. Knowingly not as in the papers:
 
 - No semantic branch, so that no `stuffthingmaps` are needed.
 - No InstaBoost, which needs a package of its own.

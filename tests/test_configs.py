@@ -108,16 +108,23 @@ def test_a_recipe_starts_from_the_released_checkpoint_that_its_name_says(recipe)
     arch, pretrained_windows = RELEASED[name]
     assert backbone.arch == arch
     trained_at = int(re.search(r'window(?:12to)?(\d+)_', name)[1])
-    assert trained_at in (backbone.window_size, 16, 12)
-    assert backbone.window_size >= max(pretrained_windows)
+    assert (trained_at, backbone.window_size) in [(8, 8), (16, 16), (24, 24), (16, 32), (12, 32)]
+    assert ('22k' in name) == (arch == 'large' or backbone.window_size == 24)
     said = re.search(r'swinv2-(?:(\w)-w|(\w)\w+-patch4-window)(\d+)', recipe)
     if said:
         assert (said[1] or said[2]) == arch[0]
         assert int(said[3]) == backbone.window_size
+    for data in re.findall('in1k|in22k', recipe):
+        assert (data == 'in22k') == ('22k' in name)
+    # the table for users says so too
+    listed = re.search(rf'`{name}.pth` \| (\(.*?\)) \| (.*) \|', Path('docs/checkpoints.md').read_text())
+    assert listed[1] == str(pretrained_windows)
+    assert str(backbone.window_size) in listed[2]
 
 
 def test_the_windows_of_detection_are_8_16_24_and_32():
-    windows = {launch.load_config(recipe).model.backbone.window_size for recipe in RECIPES}
+    detection = [recipe for recipe in RECIPES if 'ade20k' not in recipe and 'upernet' not in recipe]
+    windows = {launch.load_config(recipe).model.backbone.window_size for recipe in detection}
     assert windows == {8, 16, 24, 32}
 
 
@@ -242,7 +249,17 @@ def test_the_metafile_lists_every_recipe_as_it_is():
             name = backbone.init_cfg.checkpoint.removeprefix(RELEASES).removesuffix('.pth')
             assert tuple(said['Pretrained Window Sizes']) == RELEASED[name][1]
         assert model.results is None  # none was measured
-        assert '2111.09883' in said.get('Results of the Paper', '2111.09883')
+    published = {
+        model.name: said for model in index.models if (said := model.metadata.data.get('Results of the Paper'))
+    }
+    tested_at_32 = '(arXiv 2111.09883, tested at window 32)'
+    assert published == {
+        'cascade_mask_rcnn_swinv2': 'box AP 51.1 (arXiv 2111.09883, Table 1)',
+        'cascade-mask-rcnn_swinv2-t-w32_fpn_ms-3x_coco': 'box AP 51.8 (arXiv 2111.09883, Table 1)',
+        'upernet_swinv2': 'mIoU 47.0 (arXiv 2111.09883, Table 1)',
+        'htc_swinv2': f'box AP 58.8, mask AP 51.1 {tested_at_32}',
+        'htc_swinv2-g-w32_fpn_amp-ms-400-1400-72e_coco': f'box AP 61.7, mask AP 53.3 {tested_at_32}',
+    }
 
 
 ADE20K = ROOT.parent / 'shared/data/ade20k_sample'
