@@ -34,6 +34,8 @@ EPILOG = """\
 in and out:
   image (B, 3, H, W), float32, normalised as in training: mean and std are not part of the file.
   Maps (B, C, h, w): stride4, stride8, ... of the backbone, level0, level1, ... of the neck.
+  Before the file gets its name onnxruntime runs it, at batch 1 and 2 with --dynamic batch and else at its own batch;
+  no value of a map may differ from PyTorch's by more than 1e-4 of the map's largest value.
 
 what can't be exported:
   The whole model: proposals, NMS and the sampling of masks depend on what is in an image, and need operators of mmcv.
@@ -143,7 +145,9 @@ def read_config(args: argparse.Namespace) -> Config:
     """
     cfg = launch.load_config(args.config, args.cfg_options)
     launch.set_initial_weights(cfg, 'none')
-    launch.check_backbone(cfg)
+    backbone = launch.check_backbone(cfg)
+    if args.window_size:
+        launch.set_window_size(backbone, args.window_size)
     if args.part == 'neck' and not cfg.model.get('neck'):
         raise ValueError(f'model {cfg.model.type} of {args.config} has no neck: use --part backbone')
     if cfg.model.backbone.type != 'SwinTransformerV2':
@@ -175,7 +179,7 @@ def build(cfg: Config, args: argparse.Namespace) -> Pyramid:
     else:
         open_branches(model.backbone)
     if args.window_size:
-        model.backbone.set_window_size(args.window_size if len(args.window_size) > 1 else args.window_size[0])
+        launch.set_window_size(model.backbone, args.window_size)
     return pyramid.eval().requires_grad_(False)
 
 

@@ -41,6 +41,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import nn
 
 import swinv2_mm.launch as launch
+from swinv2_mm.files import read_checkpoint
 
 OVERLAYS, LABELS = 'overlays', 'labels'  # folders of results
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -128,7 +129,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
         launch.set_initial_weights(cfg, 'none')
     launch.check_backbone(cfg)
     init_default_scope(cfg.default_scope)
-    meta = class_meta(cfg, launch.read_checkpoint(args.checkpoint))
+    meta = class_meta(cfg, read_checkpoint(args.checkpoint))
     return cfg, find_images(args.images, args.out), meta
 
 
