@@ -7,8 +7,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
+from mmengine.logging import MMLogger
 from mmengine.utils import ManagerMixin
 from pycocotools.coco import COCO
 
@@ -87,10 +86,12 @@ def shapes(load_tool, tmp_path_factory):
 
 @pytest.fixture
 def no_traces(monkeypatch):
-    """What a Runner registers by its name, such as the default scope, is gone after the test."""
-    for manager in (ManagerMixin, DefaultScope, MMLogger, MessageHub):
-        if '_instance_dict' in vars(manager):
-            monkeypatch.setattr(manager, '_instance_dict', manager._instance_dict.copy())
+    """A test with a Runner finds nothing that an earlier one registered by name, as its scope, and leaves nothing."""
+    managers = [ManagerMixin]
+    for manager in managers:  # grows
+        managers += manager.__subclasses__()
+        if manager is not MMLogger:
+            monkeypatch.setattr(manager, '_instance_dict', type(manager._instance_dict)())
 
 
 @pytest.fixture(scope='session')

@@ -134,7 +134,7 @@ def check_request(args: argparse.Namespace) -> None:
     if not args.out.endswith('.onnx'):
         raise ValueError(f'--out {args.out}: name a file that ends with .onnx')
     if not all(importlib.util.find_spec(name) for name in LIBRARIES):
-        raise ValueError(f'export needs {", ".join(LIBRARIES)}: pip install {" ".join(LIBRARIES)}')
+        raise ValueError(f'export needs {", ".join(LIBRARIES)}: python tools/install.py installs them')
 
 
 def read_config(args: argparse.Namespace) -> Config:
