@@ -30,3 +30,7 @@ optim_wrapper = dict(
         ),
     ),
 )
+# The host's recipe goes without the panoptic maps but still names their folder, which need not be there.
+train_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='train2017/')))
+val_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='val2017/')))
+test_dataloader = val_dataloader

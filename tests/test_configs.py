@@ -128,6 +128,14 @@ def test_the_windows_of_detection_are_8_16_24_and_32():
     assert windows == {8, 16, 24, 32}
 
 
+@pytest.mark.parametrize('recipe', [recipe for recipe in RECIPES if 'ade20k' not in recipe])
+def test_only_panoptic_recipes_need_more_than_photos_and_annotations(recipe):
+    cfg = launch.load_config(recipe)
+    prefixes = [cfg[f'{split}_dataloader'].dataset.data_prefix for split in ('train', 'val', 'test')]
+    if cfg.default_scope == 'mmdet' and 'panoptic' not in recipe:
+        assert prefixes == [dict(img='train2017/'), dict(img='val2017/'), dict(img='val2017/')]
+
+
 def test_the_recipes_of_the_paper():
     cascade = launch.load_config('configs/cascade_mask_rcnn_swinv2.py')
     assert cascade.train_cfg.max_epochs == 36
