@@ -24,6 +24,7 @@ from swinv2_mm.optim import SwinV2OptimWrapperConstructor
 ROOT = Path(__file__).parents[1]
 FOLDERS = ('configs', 'configs/coco', 'configs/ade20k')
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).glob('*.py'))
+DETECTION = [recipe for recipe in RECIPES if 'ade20k' not in recipe and 'upernet' not in recipe]
 RELEASES = 'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
 # What Microsoft released: arch, and the window per stage that normalises the position bias.
 RELEASED = {
@@ -123,17 +124,15 @@ def test_a_recipe_starts_from_the_released_checkpoint_that_its_name_says(recipe)
 
 
 def test_the_windows_of_detection_are_8_16_24_and_32():
-    detection = [recipe for recipe in RECIPES if 'ade20k' not in recipe and 'upernet' not in recipe]
-    windows = {launch.load_config(recipe).model.backbone.window_size for recipe in detection}
+    windows = {launch.load_config(recipe).model.backbone.window_size for recipe in DETECTION}
     assert windows == {8, 16, 24, 32}
 
 
-@pytest.mark.parametrize('recipe', [recipe for recipe in RECIPES if 'ade20k' not in recipe])
+@pytest.mark.parametrize('recipe', [recipe for recipe in DETECTION if 'panoptic' not in recipe])
 def test_only_panoptic_recipes_need_more_than_photos_and_annotations(recipe):
     cfg = launch.load_config(recipe)
     prefixes = [cfg[f'{split}_dataloader'].dataset.data_prefix for split in ('train', 'val', 'test')]
-    if cfg.default_scope == 'mmdet' and 'panoptic' not in recipe:
-        assert prefixes == [dict(img='train2017/'), dict(img='val2017/'), dict(img='val2017/')]
+    assert prefixes == [dict(img='train2017/'), dict(img='val2017/'), dict(img='val2017/')]
 
 
 def test_the_recipes_of_the_paper():
@@ -146,7 +145,7 @@ def test_the_recipes_of_the_paper():
     htc = launch.load_config('configs/htc_swinv2.py')
     assert htc.model.test_cfg.rcnn.nms.type == 'soft_nms'
     assert [sorted(scale)[0] for scale in htc.train_dataloader.dataset.pipeline[2].scale] == [400, 1400]
-    for path in [path for path in RECIPES if 'ade20k' in path or 'upernet' in path]:
+    for path in set(RECIPES) - set(DETECTION):
         ade = launch.load_config(path)
         assert ade.train_cfg.max_iters == 160000
         assert ade.model.backbone.drop_path_rate == 0.3
