@@ -32,16 +32,43 @@ def written(tool, shapes, tmp_path_factory):
     return out
 
 
-def test_a_crop_is_the_square_around_the_object(tool):
+@pytest.mark.parametrize('margin, x_shift, y_shift', [(1.1, 0, 0), (2, 0.25, 0), (1.5, -0.1, 0.15)])
+def test_a_crop_is_a_square_around_the_object(tool, margin, x_shift, y_shift):
     image = np.zeros((256, 256, 3), np.uint8)
     cv2.rectangle(image, (100, 60), (149, 89), (255, 255, 255), -1)  # 50 x 30 pixels at x 100, y 60
-    pixels = tool.crop(image, [100, 60, 50, 30])
+    pixels = tool.crop(image, [100, 60, 50, 30], margin, x_shift, y_shift)
     assert pixels.shape == (64, 64, 3)
     rows, columns = np.nonzero(pixels[:, :, 0] > 127)
-    side = 64 / 1.1
-    for found, expected in ((columns, side), (rows, side * 30 / 50)):
-        assert abs(np.ptp(found) + 1 - expected) <= 2
-        assert abs(found.mean() - 31.5) <= 1
+    for found, length, shift in ((columns, 50, x_shift), (rows, 30, y_shift)):
+        assert abs(np.ptp(found) + 1 - 64 / margin * length / 50) <= 2
+        assert abs(found.mean() - (31.5 - 64 * shift)) <= 1
+
+
+def test_a_crop_of_part_of_an_object_has_its_resolution(tool):
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    assert np.array_equal(tool.crop(image, [68, 70, 128, 100], 0.5), image[88:152, 100:164])
+
+
+def test_training_crops_are_turned_and_mirrored_at_random(tool, shapes, monkeypatch):
+    monkeypatch.setattr(tool, 'MARGINS', (tool.MARGIN, tool.MARGIN))
+    monkeypatch.setattr(tool, 'SHIFT', 0)
+    crops = tool.Crops(shapes, 'train')
+    pixels = tool.crop(*crops.objects[0], tool.MARGIN)
+    turned = [np.rot90(pixels, turns) for turns in range(4)]
+    possible = {image.transpose(2, 0, 1).tobytes() for image in (*turned, *(image[:, ::-1] for image in turned))}
+    assert {crops[0]['inputs'].numpy().tobytes() for _ in range(100)} == possible
+
+
+def test_training_crops_differ_in_scale_and_place(tool, shapes, monkeypatch):
+    seen = []
+    monkeypatch.setattr(tool, 'crop', lambda *args: seen.append(args[2:]) or np.zeros((64, 64, 3), np.uint8))
+    crops = tool.Crops(shapes, 'train')
+    for _ in range(300):
+        crops[0]
+    margins, *shifts = np.array(seen).T
+    assert (margins >= 0.5).all() and (margins <= 1.5).all() and margins.min() < 0.55 and margins.max() > 1.4
+    for shift in shifts:
+        assert (abs(shift) <= 0.15).all() and shift.min() < -0.1 and shift.max() > 0.1
 
 
 def test_crops_have_the_categories_of_their_objects(tool, shapes):
@@ -54,16 +81,21 @@ def test_crops_have_the_categories_of_their_objects(tool, shapes):
 
 def test_the_classifier_is_written_as_the_official_repository_would(tool, written):
     checkpoint = read_checkpoint(written)['model']
-    assert checkpoint['head.weight'].shape == (6, 256)
-    windows = [checkpoint[f'layers.{i}.blocks.0.attn.relative_coords_table'].shape for i in range(4)]
-    assert windows == [(1, 7, 7, 2)] * 3 + [(1, 3, 3, 2)]
-    arch = dict(embed_dims=32, depths=(1, 2, 4, 2), num_heads=(1, 2, 4, 8))
-    backbone = SwinTransformerV2(arch, window_size=8)
+    assert checkpoint['head.weight'].shape == (6, 128)
+    windows = [checkpoint[f'layers.{i}.blocks.0.attn.relative_coords_table'].shape for i in range(3)]
+    assert windows == [(1, 7, 7, 2)] * 3
+    arch = dict(embed_dims=32, depths=(1, 2, 6), num_heads=(1, 2, 4))
+    backbone = SwinTransformerV2(arch, window_size=8, out_indices=(0, 1, 2))
     report = load_pretrained(backbone, written)
     assert report.format == 'official'
-    assert report.checkpoint_window_size == (4, 4, 4, 2)
-    assert report.window_size == (8, 8, 8, 8)
-    assert backbone.pretrained_window_sizes == (4, 4, 4, 2)
+    assert report.checkpoint_window_size == (4, 4, 4)
+    assert report.window_size == (8, 8, 8)
+    assert backbone.pretrained_window_sizes == (4, 4, 4)
+
+
+def test_the_last_of_four_stages_has_a_window_no_larger_than_its_map(tool):
+    backbone = tool.build_classifier('configs/mask_rcnn_swinv2.py', 6).backbone
+    assert backbone.window_size == (4, 4, 4, 2)
 
 
 def test_what_is_written_is_what_was_trained(tool):

@@ -26,7 +26,8 @@ from swinv2_mm.formats import export
 from swinv2_mm.launch import bad_input, load_config
 
 SIZE, WINDOW = 64, 4  # pixels, tokens
-MARGIN = 1.1  # side of a crop over the longer side of its object
+MARGIN = 1.1  # side of a crop over the longer side of its object, in validation
+MARGINS, SHIFT = (0.5, 1.5), 0.15  # in training: range of the same, and how far the object is off the centre, in sides
 BATCH_SIZE, LEARNING_RATE, WARM_UP = 64, 2e-3, 20  # images, of AdamW, iterations
 
 
@@ -35,35 +36,50 @@ class Crops(Dataset):
 
     Args:
         root (Path): folder of the data set.
-        split (str): train, whose crops are turned and mirrored at random, or val.
+        split (str): train, whose crops show anything from a part of the object at full resolution to the object and
+            what is around it, turned and mirrored, at random; or val, whose crops just hold the object.
     """
 
     def __init__(self, root: Path, split: str):
         coco = COCO(root / f'annotations/instances_{split}2017.json')
         self.augment = split == 'train'
         self.categories = sorted(coco.cats)
-        self.crops, self.labels = [], []
+        self.objects, self.labels = [], []  # the pixels and the box of each
         for image_id, image in coco.imgs.items():
             pixels = cv2.imread(str(root / f'{split}2017' / image['file_name']))
             for annotation in coco.imgToAnns[image_id]:
-                self.crops.append(crop(pixels, annotation['bbox']))
+                self.objects.append((pixels, annotation['bbox']))
                 self.labels.append(self.categories.index(annotation['category_id']))
 
     def __len__(self) -> int:
-        return len(self.crops)
+        return len(self.objects)
 
     def __getitem__(self, i: int) -> dict:
-        pixels = self.crops[i]
         if self.augment:
+            margin, shift = np.exp(np.random.uniform(*np.log(MARGINS))), np.random.uniform(-SHIFT, SHIFT, 2)
+            pixels = crop(*self.objects[i], margin, *shift)
             pixels = np.rot90(pixels, np.random.randint(4))[:, :: np.random.choice((-1, 1))]
+        else:
+            pixels = crop(*self.objects[i], MARGIN)
         return dict(inputs=torch.from_numpy(pixels.transpose(2, 0, 1).copy()), data_samples=self.labels[i])
 
 
-def crop(pixels: np.ndarray, bbox: list[float]) -> np.ndarray:
-    """The square around a box ``(x, y, width, height)`` of an image (H, W, 3), resized to (64, 64, 3)."""
+def crop(pixels: np.ndarray, bbox: list[float], margin: float, x_shift: float = 0, y_shift: float = 0) -> np.ndarray:
+    """A square of an image, resized.
+
+    Args:
+        pixels (ndarray): (H, W, 3); what lies outside is mirrored.
+        bbox (list[float]): x, y, width and height of an object in pixels.
+        margin (float): side of the square over the longer side of the object.
+        x_shift (float), y_shift (float): from the centre of the object to that of the square, in sides of the square.
+
+    Returns:
+        ndarray: (64, 64, 3).
+    """
     x, y, width, height = bbox
-    scale = SIZE / (MARGIN * max(width, height))
-    left, top = x + width / 2 - SIZE / 2 / scale, y + height / 2 - SIZE / 2 / scale
+    side = margin * max(width, height)
+    left, top = x + width / 2 + (x_shift - 0.5) * side, y + height / 2 + (y_shift - 0.5) * side
+    scale = SIZE / side
     to_crop = np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])
     return cv2.warpAffine(pixels, to_crop, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT)
 
@@ -168,7 +184,7 @@ def main() -> int:
     parser.add_argument(
         '--data-root', type=Path, default=Path('data/shapes'), help='COCO layout (default: %(default)s)'
     )
-    parser.add_argument('--epochs', type=int, default=12, help='default: %(default)s')
+    parser.add_argument('--epochs', type=int, default=20, help='default: %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='seed of all randomness (default: %(default)s)')
     args = parser.parse_args()
     try:

@@ -12,13 +12,13 @@ strides = [8, 16, 32]  # the shapes need no finer level
 
 model = dict(
     backbone=dict(
-        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 4, 2), num_heads=(1, 2, 4, 8)),
+        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 6), num_heads=(1, 2, 4)),
         window_size=8,
         drop_path_rate=0.0,
-        out_indices=(1, 2, 3),
+        out_indices=(1, 2),
         init_cfg=None,
     ),
-    neck=dict(in_channels=[64, 128, 256], out_channels=64, num_outs=3, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[64, 128], out_channels=64, num_outs=3, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
@@ -72,7 +72,11 @@ val_evaluator = dict(ann_file=f'{data_root}annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=120)
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5))
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-3),
+    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.3))),
+    clip_grad=dict(max_norm=5),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=40),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=40, end=max_iters, eta_min=0),

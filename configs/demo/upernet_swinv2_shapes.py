@@ -13,13 +13,15 @@ loss = dict(class_weight=[0.2] + [1.0] * 6)  # most pixels are background
 model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(
-        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 4, 2), num_heads=(1, 2, 4, 8)),
+        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 6), num_heads=(1, 2, 4)),
         window_size=8,
         drop_path_rate=0.0,
+        out_indices=(0, 1, 2),
         init_cfg=None,
     ),
     decode_head=dict(
-        in_channels=[32, 64, 128, 256],
+        in_channels=[32, 64, 128],
+        in_index=[0, 1, 2],
         channels=64,
         dropout_ratio=0,
         num_classes=len(classes),
