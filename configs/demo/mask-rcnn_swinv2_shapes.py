@@ -6,7 +6,7 @@ classes = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 data_root = 'data/shapes/'
 palette = [(230, 60, 60), (60, 120, 240), (50, 180, 80), (240, 190, 40), (170, 80, 220), (40, 200, 210)]
 metainfo = dict(classes=classes, palette=palette)
-max_iters = 240
+max_iters = 200
 norm_cfg = dict(type='GN', num_groups=8)
 strides = [8, 16, 32]  # the shapes need no finer level
 
@@ -71,7 +71,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f'{data_root}annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=120)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=100)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3),
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.3))),
@@ -82,7 +82,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=False, begin=40, end=max_iters, eta_min=0),
 ]
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=120, max_keep_ckpts=2),
+    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2),
     logger=dict(interval=10, log_metric_by_epoch=False),
     visualization=dict(score_thr=0.5),
 )
