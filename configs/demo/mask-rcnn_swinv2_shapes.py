@@ -12,6 +12,7 @@ strides = [8, 16, 32]  # the shapes need no finer level
 
 model = dict(
     backbone=dict(
+        # three stages: at 64 pixels, where it is pretrained, a fourth would have 2 x 2 tokens, too few for window 4
         arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 6), num_heads=(1, 2, 4)),
         window_size=8,
         drop_path_rate=0.0,

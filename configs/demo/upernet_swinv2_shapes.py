@@ -13,6 +13,7 @@ loss = dict(class_weight=[0.2] + [1.0] * 6)  # most pixels are background
 model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(
+        # three stages: at 64 pixels, where it is pretrained, a fourth would have 2 x 2 tokens, too few for window 4
         arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 6), num_heads=(1, 2, 4)),
         window_size=8,
         drop_path_rate=0.0,
