@@ -27,7 +27,7 @@ from swinv2_mm.launch import bad_input, load_config
 
 SIZE, WINDOW = 64, 4  # pixels, tokens
 MARGIN = 1.1  # side of a crop over the longer side of its object, in validation
-MARGINS, SHIFT = (0.7, 1.3), 0.1  # in training: range of the same, and how far the object is off the centre, in sides
+MARGINS, SHIFT = (0.5, 1.5), 0.15  # in training: range of the same, and how far the object is off the centre, in sides
 BATCH_SIZE, LEARNING_RATE, WARM_UP = 64, 2e-3, 20  # images, of AdamW, iterations
 
 
@@ -36,8 +36,8 @@ class Crops(Dataset):
 
     Args:
         root (Path): folder of the data set.
-        split (str): train, whose crops show anything from most of the object, at nearly full resolution, to the object
-            and what is around it, turned and mirrored, at random; or val, whose crops just hold the object.
+        split (str): train, whose crops show anything from a part of the object at full resolution to the object and
+            what is around it, turned and mirrored, at random; or val, whose crops just hold the object.
     """
 
     def __init__(self, root: Path, split: str):
@@ -184,7 +184,7 @@ def main() -> int:
     parser.add_argument(
         '--data-root', type=Path, default=Path('data/shapes'), help='COCO layout (default: %(default)s)'
     )
-    parser.add_argument('--epochs', type=int, default=16, help='default: %(default)s')
+    parser.add_argument('--epochs', type=int, default=24, help='default: %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='seed of all randomness (default: %(default)s)')
     args = parser.parse_args()
     try:
