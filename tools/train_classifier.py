@@ -44,7 +44,7 @@ class Crops(Dataset):
         coco = COCO(root / f'annotations/instances_{split}2017.json')
         self.augment = split == 'train'
         self.categories = sorted(coco.cats)
-        self.objects, self.labels = [], []  # the pixels and the box of each
+        self.objects, self.labels = [], []  # an object is its image and its box
         for image_id, image in coco.imgs.items():
             pixels = cv2.imread(str(root / f'{split}2017' / image['file_name']))
             for annotation in coco.imgToAnns[image_id]:
