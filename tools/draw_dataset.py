@@ -65,14 +65,23 @@ def draw_texture(rng: np.random.Generator, darkest: int, brightest: int) -> np.n
     """
     angle, phase, period = rng.uniform((0, 0, 10), (2 * np.pi, 2 * np.pi, 40))
     along, across = rotated(angle, 0, 0)
-    stripes, crossing = (np.sin(2 * np.pi * distance / period + phase) > 0 for distance in (along, across))
-    blotches = cv2.resize(rng.random((12, 12)), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
-    graded = (along - along.min()) / np.ptp(along)
-    mix = (np.zeros((SIZE, SIZE)), graded, stripes, stripes ^ crossing, blotches)[rng.integers(5)]  # (SIZE, SIZE)
+    knots, kind = rng.random((12, 12)), rng.integers(5)
+
+    def striped(distance):
+        return np.sin(2 * np.pi * distance / period + phase) > 0
+
+    mix = (  # (SIZE, SIZE); what is not drawn is not computed
+        lambda: np.zeros((SIZE, SIZE)),
+        lambda: (along - along.min()) / np.ptp(along),
+        lambda: striped(along),
+        lambda: striped(along) ^ striped(across),
+        lambda: cv2.resize(knots, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC),
+    )[kind]()
 
     colour, change = rng.uniform(darkest, brightest, 3), rng.uniform(-30, 30, 3)
-    grain = rng.normal(0, rng.uniform(0, 8), (SIZE, SIZE, 1))
-    return np.clip(colour + change * mix[..., None] + grain, 0, 255).astype(np.uint8)
+    grain = rng.normal(0, rng.uniform(0, 8), (SIZE, SIZE))
+    channels = [np.clip(first + step * mix + grain, 0, 255).astype(np.uint8) for first, step in zip(colour, change)]
+    return np.stack(channels, axis=-1)
 
 
 def draw_mask(rng: np.random.Generator, category: int) -> np.ndarray:
