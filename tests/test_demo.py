@@ -84,7 +84,7 @@ def test_the_classifier_is_written_as_the_official_repository_would(tool, writte
     assert checkpoint['head.weight'].shape == (6, 128)
     windows = [checkpoint[f'layers.{i}.blocks.0.attn.relative_coords_table'].shape for i in range(3)]
     assert windows == [(1, 7, 7, 2)] * 3
-    arch = dict(embed_dims=32, depths=(1, 2, 6), num_heads=(1, 2, 4))
+    arch = dict(embed_dims=32, depths=(1, 2, 4), num_heads=(1, 2, 4))
     backbone = SwinTransformerV2(arch, window_size=8, out_indices=(0, 1, 2))
     report = load_pretrained(backbone, written)
     assert report.format == 'official'

@@ -184,7 +184,7 @@ def main() -> int:
     parser.add_argument(
         '--data-root', type=Path, default=Path('data/shapes'), help='COCO layout (default: %(default)s)'
     )
-    parser.add_argument('--epochs', type=int, default=24, help='default: %(default)s')
+    parser.add_argument('--epochs', type=int, default=28, help='default: %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='seed of all randomness (default: %(default)s)')
     args = parser.parse_args()
     try:

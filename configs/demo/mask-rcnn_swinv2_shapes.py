@@ -6,14 +6,14 @@ classes = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 data_root = 'data/shapes/'
 palette = [(230, 60, 60), (60, 120, 240), (50, 180, 80), (240, 190, 40), (170, 80, 220), (40, 200, 210)]
 metainfo = dict(classes=classes, palette=palette)
-max_iters = 200
+max_iters = 300
 norm_cfg = dict(type='GN', num_groups=8)
 strides = [8, 16, 32]  # the shapes need no finer level
 
 model = dict(
     backbone=dict(
         # three stages: at 64 pixels, where it is pretrained, a fourth would have 2 x 2 tokens, too few for window 4
-        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 6), num_heads=(1, 2, 4)),
+        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 4), num_heads=(1, 2, 4)),
         window_size=8,
         drop_path_rate=0.0,
         out_indices=(1, 2),
@@ -41,7 +41,7 @@ model = dict(
     ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=48, pos_fraction=0.5)),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200), rcnn=dict(max_per_img=20)),
 )
@@ -61,7 +61,7 @@ test_pipeline = [
 ]
 dataset = dict(data_root=data_root, metainfo=metainfo)
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=1,
     sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
     batch_sampler=None,
@@ -72,9 +72,9 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f'{data_root}annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=100)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=150)
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3),
+    optimizer=dict(lr=7e-4),
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.3))),
     clip_grad=dict(max_norm=5),
 )
@@ -83,7 +83,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=False, begin=40, end=max_iters, eta_min=0),
 ]
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2),
+    checkpoint=dict(by_epoch=False, interval=150, max_keep_ckpts=2),
     logger=dict(interval=10, log_metric_by_epoch=False),
     visualization=dict(score_thr=0.5),
 )

@@ -6,7 +6,7 @@ classes = ('background', 'disc', 'square', 'triangle', 'star', 'cross', 'ring')
 data_root = 'data/shapes/ade'
 palette = [(40, 40, 40), (230, 60, 60), (60, 120, 240), (50, 180, 80), (240, 190, 40), (170, 80, 220), (40, 200, 210)]
 crop_size = (256, 256)
-max_iters = 200
+max_iters = 150
 norm_cfg = dict(type='BN', requires_grad=True)
 loss = dict(class_weight=[0.2] + [1.0] * 6)  # most pixels are background
 
@@ -14,7 +14,7 @@ model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(
         # three stages: at 64 pixels, where it is pretrained, a fourth would have 2 x 2 tokens, too few for window 4
-        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 6), num_heads=(1, 2, 4)),
+        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 4), num_heads=(1, 2, 4)),
         window_size=8,
         drop_path_rate=0.0,
         out_indices=(0, 1, 2),
@@ -23,7 +23,7 @@ model = dict(
     decode_head=dict(
         in_channels=[32, 64, 128],
         in_index=[0, 1, 2],
-        channels=64,
+        channels=32,
         dropout_ratio=0,
         num_classes=len(classes),
         norm_cfg=norm_cfg,
@@ -57,7 +57,7 @@ train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(**dataset, pip
 val_dataloader = dict(num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=max_iters, val_interval=100)
+train_cfg = dict(max_iters=max_iters, val_interval=75)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-2), paramwise_cfg=dict(decay_rate=1.0, custom_keys=dict(backbone=dict(lr_mult=0.1)))
 )
@@ -65,5 +65,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=20, end=max_iters, eta_min=0),
 ]
-default_hooks = dict(checkpoint=dict(interval=100, max_keep_ckpts=2), logger=dict(interval=10))
+default_hooks = dict(checkpoint=dict(interval=75, max_keep_ckpts=2), logger=dict(interval=10))
 log_processor = dict(by_epoch=False, window_size=10)
