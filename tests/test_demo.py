@@ -129,7 +129,7 @@ def test_the_demo_ends_with_what_is_worse_than_it_should_be(load_tool):
     good = {'bbox AP': 30.0, 'bbox AP50': 60.0, 'segm AP': 25.0, 'segm AP50': 55.0, 'mIoU': 40.0}
     worse = dict.fromkeys(good, 20.0)
     assert demo.shortfall(dict(transferred=good)) is None
-    assert demo.shortfall({'transferred': good, 'from scratch': worse}) is None
+    assert demo.shortfall({'transferred': good, 'from scratch': worse, 'wrong normaliser': good}) is None
     assert 'bbox AP50 is 49.0, and 50 or more' in demo.shortfall(dict(transferred=good | {'bbox AP50': 49.0}))
     assert demo.shortfall({'transferred': good, 'from scratch': worse | {'mIoU': 40.0}}) == (
         'error: from scratch has mIoU 40.0, transferred 40.0'

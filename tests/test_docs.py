@@ -1,6 +1,7 @@
 """Every command of the README and the docs runs: as it stands, but on small models, small images and few of them.
 
-Benchmarks take hours: their flags are checked here, and `test_benchmark.py` runs them small.
+Benchmarks and the demo's comparison take long: their flags are checked here, and `test_benchmark.py` and `test_demo.py`
+run them small.
 """
 
 import re
@@ -143,7 +144,7 @@ def test_a_command_runs(command, site, released, load_tool, monkeypatch, capsys)
     tool = load_tool(Path(command[script]).stem)
     if command[script] == 'tools/plot_position_bias.py':
         monkeypatch.setattr(tool, 'FIT_STEPS', 20)  # how well it fits is tested with the tool
-    if command[script] == 'tools/benchmark.py':
+    if command[script] in ('tools/benchmark.py', 'tools/demo.py'):
         tool.parse_args(command[script + 1 :])
         return
     monkeypatch.setattr(sys, 'argv', list(command[script:]))
