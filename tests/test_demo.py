@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from swinv2_mm import SwinTransformerV2, load_pretrained
 from swinv2_mm.checkpoint import read_checkpoint
 
+ROOT = Path(__file__).parents[1]
 DETECTOR = 'configs/demo/mask-rcnn_swinv2_shapes.py'
 
 
@@ -93,6 +95,19 @@ def test_the_classifier_is_written_as_the_official_repository_would(tool, writte
     assert backbone.pretrained_window_sizes == (4, 4, 4)
 
 
+def test_the_docs_compare_the_biases_of_a_right_and_a_wrong_normaliser(written, capsys):
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/checkpoints.md').read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if 'corrcoef' in block)
+    assert 'work_dirs/demo/seed_0/swinv2_shapes_patch4_window4_64.pth' in block
+    names = {}
+    exec(block.replace('work_dirs/demo/seed_0/swinv2_shapes_patch4_window4_64.pth', str(written)), names)
+    right, wrong = names['right'], names['wrong']
+    assert right.shape == (21, 15 * 15)
+    same = (right == wrong).all(0)
+    assert same.nonzero().tolist() == [[112]]  # offset 0, which no normaliser changes
+    assert capsys.readouterr().out.count('tensor') == 4
+
+
 def test_the_last_of_four_stages_has_a_window_no_larger_than_its_map(tool):
     backbone = tool.build_classifier('configs/mask_rcnn_swinv2.py', 6).backbone
     assert backbone.window_size == (4, 4, 4, 2)
@@ -129,11 +144,13 @@ def test_the_demo_ends_with_what_is_worse_than_it_should_be(load_tool):
     good = {'bbox AP': 30.0, 'bbox AP50': 60.0, 'segm AP': 25.0, 'segm AP50': 55.0, 'mIoU': 40.0}
     worse = dict.fromkeys(good, 20.0)
     assert demo.shortfall(dict(transferred=good)) is None
-    assert demo.shortfall({'transferred': good, 'from scratch': worse, 'wrong normaliser': good}) is None
+    better = {label: value + 1 for label, value in good.items()}
+    assert demo.shortfall({'transferred': good, 'from scratch': worse, 'wrong normaliser': better}) is None
     assert 'bbox AP50 is 49.0, and 50 or more' in demo.shortfall(dict(transferred=good | {'bbox AP50': 49.0}))
-    assert demo.shortfall({'transferred': good, 'from scratch': worse | {'mIoU': 40.0}}) == (
-        'error: from scratch has mIoU 40.0, transferred 40.0'
-    )
+    for label in ('bbox AP', 'mIoU'):
+        assert demo.shortfall({'transferred': good, 'from scratch': worse | {label: good[label]}}) == (
+            f'error: from scratch has {label} {good[label]}, transferred {good[label]}'
+        )
     lines = demo.table({'transferred': good, 'from scratch': worse}).split('\n')
     assert lines[0].split() == ['percent', 'transferred', 'from', 'scratch']
     assert lines[-1].split() == ['mIoU', '40.0', '20.0']

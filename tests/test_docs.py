@@ -1,7 +1,7 @@
 """Every command of the README and the docs runs: as it stands, but on small models, small images and few of them.
 
-Benchmarks and the demo's comparison take long: their flags are checked here, and `test_benchmark.py` and `test_demo.py`
-run them small.
+Benchmarks and the demo's comparison take long: their flags are checked here. `test_benchmark.py` runs benchmarks small,
+and `test_demo.py` checks what the comparison would run.
 """
 
 import re
