@@ -77,6 +77,7 @@ def site(coco, shapes, released, tmp_path, monkeypatch):
     (tmp_path / 'data/coco').symlink_to(coco)
     (tmp_path / 'data/ade').mkdir()
     (tmp_path / 'data/ade/ADEChallengeData2016').symlink_to(shapes / 'ade')
+    (tmp_path / 'data/shapes').symlink_to(shapes)
     (tmp_path / 'photos').symlink_to(shapes / 'val2017')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
