@@ -98,9 +98,10 @@ def test_the_classifier_is_written_as_the_official_repository_would(tool, writte
 def test_the_docs_compare_the_biases_of_a_right_and_a_wrong_normaliser(written, capsys):
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/checkpoints.md').read_text(), re.DOTALL)
     (block,) = (block for block in blocks if 'corrcoef' in block)
-    assert 'work_dirs/demo/seed_0/swinv2_shapes_patch4_window4_64.pth' in block
+    file = 'work_dirs/demo/seed_0/swinv2_shapes_patch4_window4_64.pth'
+    assert file in block
     names = {}
-    exec(block.replace('work_dirs/demo/seed_0/swinv2_shapes_patch4_window4_64.pth', str(written)), names)
+    exec(block.replace(file, str(written)), names)
     right, wrong = names['right'], names['wrong']
     assert right.shape == (21, 15 * 15)
     same = (right == wrong).all(0)

@@ -72,7 +72,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f'{data_root}annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=150)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 2)
 optim_wrapper = dict(
     optimizer=dict(lr=7e-4),
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.3))),
@@ -83,7 +83,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=False, begin=40, end=max_iters, eta_min=0),
 ]
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=150, max_keep_ckpts=2),
+    checkpoint=dict(by_epoch=False, interval=max_iters // 2, max_keep_ckpts=2),
     logger=dict(interval=10, log_metric_by_epoch=False),
     visualization=dict(score_thr=0.5),
 )

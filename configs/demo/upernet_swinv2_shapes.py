@@ -57,7 +57,7 @@ train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(**dataset, pip
 val_dataloader = dict(num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=max_iters, val_interval=75)
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 2)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-2), paramwise_cfg=dict(decay_rate=1.0, custom_keys=dict(backbone=dict(lr_mult=0.1)))
 )
@@ -65,5 +65,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=20, end=max_iters, eta_min=0),
 ]
-default_hooks = dict(checkpoint=dict(interval=75, max_keep_ckpts=2), logger=dict(interval=10))
+default_hooks = dict(checkpoint=dict(interval=max_iters // 2, max_keep_ckpts=2), logger=dict(interval=10))
 log_processor = dict(by_epoch=False, window_size=10)
