@@ -1,7 +1,6 @@
 """The demo's own parts: the classifier that stands in for a published checkpoint."""
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -173,11 +172,7 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(
         demo,
         'read_metrics',
-        lambda work_dir: {
-            name: (70 if 'transferred' in str(work_dir) else 60) / scale
-            for names in demo.METRICS.values()
-            for name, scale in names.values()
-        },
+        lambda config, work_dir: dict.fromkeys(demo.METRICS[config], 70 if 'transferred' in str(work_dir) else 60),
     )
     monkeypatch.setattr(demo, 'ensure_environment', lambda: None)
     monkeypatch.setattr(sys, 'argv', ['demo', '--compare', '--work-dir', str(tmp_path), '--seed', str(seed)])
@@ -195,13 +190,31 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
     assert checkpoints == [written, written, 'none', 'none', written, written]
     wrong = ['model.backbone.pretrained_window_sizes=8' in call for call in trained]
     assert wrong == [False] * 4 + [True] * 2
-    assert [call[0] for call in calls].count('test.py') == 6
+    assert [call[0] for call in calls].count('infer.py') == 6
 
 
-def test_the_newest_metrics_are_read(load_tool, tmp_path):
-    for i, value in enumerate((0.5, 0.75)):
-        folder = tmp_path / f'2026010{i}_000000'
-        folder.mkdir()
-        (folder / f'{folder.name}.json').write_text(json.dumps(dict(mIoU=value)) + '\n')
-        os.utime(folder / f'{folder.name}.json', (i, i))
-    assert load_tool('demo').read_metrics(tmp_path) == dict(mIoU=0.75)
+def test_metrics_are_those_of_the_last_validation_in_percent(load_tool, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    log = tmp_path / '20260101_000000/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    names = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50', 'mIoU')
+    validated = [dict.fromkeys(names, value) | dict(step=step) for step, value in ((10, 0.7), (20, 0.5))]
+    records = [dict(loss=1.0, step=20), *validated]
+    log.write_text('\n'.join(map(json.dumps, records)))
+    demo = load_tool('demo')
+    detector = {'bbox AP': 50, 'bbox AP50': 50, 'segm AP': 50, 'segm AP50': 50}
+    assert demo.read_metrics(demo.DETECTOR, tmp_path) == detector
+    assert demo.read_metrics(demo.SEGMENTOR, tmp_path) == dict(mIoU=0.5)
+
+
+def test_the_demo_runs_a_tool_as_python_would(load_tool, tmp_path, monkeypatch, capfd):
+    demo, folder = load_tool('demo'), tmp_path / 'shapes'
+    monkeypatch.chdir(tmp_path)
+    demo.run('draw_dataset.py', folder, '--train', 1, '--val', 1)
+    assert (folder / 'train2017/000000000001.jpg').exists()
+    assert f'$ python tools/draw_dataset.py {folder} --train 1 --val 1' in capfd.readouterr().out
+    assert Path.cwd() == tmp_path and 'draw_dataset' not in sys.argv[0]
+    with pytest.raises(SystemExit) as ended:
+        demo.run('draw_dataset.py', folder, '--train', 2)
+    assert ended.value.code == 2
+    assert f'{folder} exists and is not the data set asked for' in capfd.readouterr().err

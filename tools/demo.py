@@ -1,12 +1,15 @@
 """What swinv2_mm is for, from an empty machine to metrics and pictures, in minutes on two CPU cores.
 
 Trains a small SwinV2 classifier at 64 pixels and window 4 on crops of drawn shapes, saves it as the official repository
-would, moves it into Mask R-CNN and UPerNet at 256 pixels and window 8, trains both, evaluates and draws.
+would, moves it into Mask R-CNN and UPerNet at 256 pixels and window 8, trains and evaluates both, and draws what they
+find.
 """
 
 import argparse
-import json
-import subprocess
+import importlib
+import multiprocessing
+import os
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -16,6 +19,7 @@ from install import ensure_environment
 ROOT = Path(__file__).resolve().parent.parent
 DETECTOR, SEGMENTOR = 'configs/demo/mask-rcnn_swinv2_shapes.py', 'configs/demo/upernet_swinv2_shapes.py'
 EXPECTED_AP50 = 50
+HOSTS = ('mmdet.apis', 'mmseg.apis')  # imported once for all tools: it takes ten seconds
 METRICS = {  # what is printed of each model's metrics, and what makes it percent
     DETECTOR: {
         'bbox AP': ('coco/bbox_mAP', 100),
@@ -28,36 +32,48 @@ METRICS = {  # what is printed of each model's metrics, and what makes it percen
 
 
 def run(tool: str, *args) -> None:
-    """Run one of the tools beside this file; a failure ends the demo with the tool's exit code."""
-    command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)]
-    print(f'\n$ python tools/{tool} {" ".join(map(str, args))}', flush=True)
-    code = subprocess.run(command, cwd=ROOT).returncode
-    if code:
-        sys.exit(code)
+    """Run one of the tools beside this file; a failure ends the demo with the tool's exit code.
+
+    It runs in a fork of this process, and finds the hosts imported.
+    """
+    command = [str(ROOT / 'tools' / tool), *map(str, args)]
+    print(f'\n$ python tools/{tool} {" ".join(command[1:])}', flush=True)
+    process = multiprocessing.get_context('fork').Process(target=run_script, args=(command,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(process.exitcode)
 
 
-def train_and_test(config: str, data_root: Path, work_dir: Path, *flags) -> dict[str, float]:
-    """Train a model, or continue the run that is in the work dir, evaluate and draw it.
+def run_script(command: list[str]) -> None:
+    """Become a script, as if Python had been started with it and its arguments."""
+    os.chdir(ROOT)
+    sys.argv = command
+    runpy.run_path(command[0], run_name='__main__')
+
+
+def train_and_infer(config: str, data_root: Path, work_dir: Path, pictured: Path, *flags) -> dict[str, float]:
+    """Train a model, or continue the run that is in the work dir, and draw its losses, metrics and predictions.
 
     Returns:
-        dict: its metrics in percent.
+        dict: the metrics of its last validation in percent.
     """
-    data = ('--data-root', data_root, '--work-dir', work_dir)
     resume = ['--resume'] if (work_dir / 'last_checkpoint').exists() else []
     if resume:
-        print(f'\n{work_dir} holds a run, which is continued or, if finished, evaluated: delete it to start anew')
-    run('train.py', config, *data, *resume, *flags)
+        print(f'\n{work_dir} holds a run, which is continued unless it is finished: delete it to start anew')
+    run('train.py', config, '--data-root', data_root, '--work-dir', work_dir, *resume, *flags)
     checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
-    run('test.py', config, checkpoint, *data, '--show-dir', work_dir / 'pictures')
+    run('infer.py', config, checkpoint, pictured, '--out', work_dir / 'predictions', '--score-thr', 0.5)
     run('plot_curves.py', work_dir)
-    metrics = read_metrics(work_dir)
-    return {label: scale * metrics[name] for label, (name, scale) in METRICS[config].items()}
+    return read_metrics(config, work_dir)
 
 
-def read_metrics(work_dir: Path) -> dict[str, float]:
-    """The metrics of the newest evaluation in a work dir, as mmengine leaves them in ``TIME/TIME.json``."""
-    newest = max(work_dir.glob('[0-9]*/[0-9]*.json'), key=lambda path: path.stat().st_mtime)
-    return json.loads(newest.read_text().splitlines()[-1])
+def read_metrics(config: str, work_dir: Path) -> dict[str, float]:
+    """The metrics of the last validation in a work dir, in percent, by what they are called in the table."""
+    from plot_curves import read_scalars  # it imports matplotlib, which only the environment has
+
+    scalars = read_scalars(work_dir)
+    return {label: factor * scalars[name][max(scalars[name])] for label, (name, factor) in METRICS[config].items()}
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
@@ -106,6 +122,8 @@ def main() -> None:
     args = parse_args()
     ensure_environment()
     started = time.monotonic()
+    for host in HOSTS:
+        importlib.import_module(host)
     work_dir, data_root = args.work_dir.resolve() / f'seed_{args.seed}', args.data_root.resolve()
     seed = ('--seed', args.seed)
     classifier = work_dir / 'swinv2_shapes_patch4_window4_64.pth'
@@ -125,15 +143,16 @@ def main() -> None:
             '--cfg-options',
             'model.backbone.pretrained_window_sizes=8',
         )
-    results = {}
+    results, pictured = {}, data_root / 'val2017/*[05].jpg'
     for start, flags in starts.items():
         folder = work_dir / start.replace(' ', '_')
-        results[start] = train_and_test(DETECTOR, data_root, folder / 'mask_rcnn', *seed, *flags)
-        results[start] |= train_and_test(SEGMENTOR, data_root / 'ade', folder / 'upernet', *seed, *flags)
+        results[start] = train_and_infer(DETECTOR, data_root, folder / 'mask_rcnn', pictured, *seed, *flags)
+        results[start] |= train_and_infer(SEGMENTOR, data_root / 'ade', folder / 'upernet', pictured, *seed, *flags)
 
     print(f'\n{table(results)}')
     print(f'\n{(time.monotonic() - started) / 60:.1f} minutes; in {work_dir}:')
-    print('transferred/*/pictures: predictions beside the ground truth; transferred/*/curves.png: losses and metrics')
+    print('transferred/*/predictions/overlays: what was found in some of the held-out scenes')
+    print('transferred/*/curves.png: losses and metrics')
     print('position_bias.png: the bias of a head at window 4, and moved to window 8')
     sys.exit(shortfall(results))
 
