@@ -1,5 +1,6 @@
 """The backbone in training: initialisation, drop path, checkpointing, freezing, mixed precision."""
 
+import copy
 import math
 
 import pytest
@@ -172,3 +173,23 @@ def test_autocast_stays_finite_for_large_activations_and_logit_scales(build_smal
             inference = backbone.eval()(image)
     for x in [*maps, *inference, *grads.values()]:
         assert x.isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('window', [4, 7, 16])
+@pytest.mark.parametrize('half', [False, True])
+def test_maps_and_gradients_on_a_gpu_are_those_of_float64(build_small, monkeypatch, window, half):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)  # the patch embedding is a convolution
+    backbone, image = build_small(window_size=window), torch.randn(2, 3, 150, 203)
+    with torch.no_grad():
+        for block in blocks_of(backbone):
+            block.attn.logit_scale.clamp_(max=2)  # scales near 100 amplify rounding
+    expected, expected_grads = values_and_gradients(copy.deepcopy(backbone).double(), image.double())
+    with torch.autocast('cuda', torch.bfloat16, enabled=half):
+        actual, grads = values_and_gradients(backbone.cuda(), image.cuda())
+    assert grads.keys() == expected_grads.keys()
+    grads, expected_grads = ([grad.flatten().cpu() for grad in x.values()] for x in (grads, expected_grads))
+    if half:  # the gradient of one logit scale is a sum that cancels: a quarter of it can be rounding, on CPU too
+        grads, expected_grads = [torch.cat(grads)], [torch.cat(expected_grads)]
+    for a, e in zip([*actual, *grads], [*expected, *expected_grads], strict=True):
+        assert (a.cpu() - e).norm() <= (0.03 if half else 1e-4) * e.norm()

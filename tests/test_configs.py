@@ -38,7 +38,7 @@ RELEASED = {
 }
 SMALL = dict(embed_dims=16, depths=(2, 1, 1, 1), num_heads=(1, 1, 2, 4))
 SIZES = ('scale', 'scales', 'crop_size', 'size', 'max_size')  # settings in pixels
-FEWER = dict(num=16, nms_pre=50, max_per_img=20)  # samples for a head, proposals, predictions
+FEWER = dict(num=16, nms_pre=50, max_per_img=8)  # samples for a head, proposals, predictions
 
 
 @pytest.fixture(autouse=True)

@@ -576,7 +576,7 @@ def test_run_tests_passes_its_arguments_to_pytest_and_gives_its_exit_code(comple
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == pytest.ExitCode.TESTS_FAILED
     assert f'AssertionError: {ROOT}\n' in process.stdout
-    assert '1 failed, 1 deselected' in process.stdout
+    assert '1 failed in' in process.stdout
 
 
 # ---------------------------------------------------------------- the package

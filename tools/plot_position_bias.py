@@ -16,7 +16,7 @@ from swinv2_mm.checkpoint import check_complete, naming, read_weights
 from swinv2_mm.launch import bad_input
 from swinv2_mm.position_bias import KINDS, ContinuousPositionBias, LinearContinuousPositionBias, resize_table
 
-FIT_STEPS, FIT_RATE = 2000, 1e-2
+FIT_STEPS = 300
 
 
 def parse_args(argv=None):
@@ -75,13 +75,17 @@ def refit(mlp: ContinuousPositionBias, kind: type[ContinuousPositionBias]) -> Co
     target = mlp.table(window, window)
     fitted = kind(1, window).double()
     fitted.load_state_dict(mlp.state_dict())
-    optimizer = torch.optim.Adam(fitted.parameters(), lr=FIT_RATE)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
-    for _ in range(FIT_STEPS):
+    optimizer = torch.optim.LBFGS(
+        fitted.parameters(), max_iter=FIT_STEPS, tolerance_grad=0, tolerance_change=0, line_search_fn='strong_wolfe'
+    )
+
+    def evaluate():
         optimizer.zero_grad()
-        (fitted.table(window, window) - target).square().mean().backward()
-        optimizer.step()
-        scheduler.step()
+        loss = (fitted.table(window, window) - target).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(evaluate)
     return fitted.eval().requires_grad_(False)
 
 

@@ -1,10 +1,12 @@
-"""Run the tests, after installing what they need."""
+"""Run the tests, after installing what they need, in a few processes at once (`-n 0`: in one)."""
 
 import argparse
 import os
 import sys
 
 from install import ROOT, ensure_environment
+
+MAX_WORKERS = 4  # each takes up to 3 GB
 
 
 def main():
@@ -17,7 +19,10 @@ def main():
     _, arguments = parser.parse_known_args()
     ensure_environment()
     os.chdir(ROOT)
-    os.execv(sys.executable, [sys.executable, '-m', 'pytest', *arguments])
+    cores = len(os.sched_getaffinity(0))
+    workers = min(cores, MAX_WORKERS)
+    os.environ.setdefault('OMP_NUM_THREADS', str(cores // workers))
+    os.execv(sys.executable, [sys.executable, '-m', 'pytest', '-n', str(workers), '--dist', 'worksteal', *arguments])
 
 
 if __name__ == '__main__':
