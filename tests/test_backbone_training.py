@@ -189,7 +189,9 @@ def test_maps_and_gradients_on_a_gpu_are_those_of_float64(build_small, monkeypat
         actual, grads = values_and_gradients(backbone.cuda(), image.cuda())
     assert grads.keys() == expected_grads.keys()
     grads, expected_grads = ([grad.flatten().cpu() for grad in x.values()] for x in (grads, expected_grads))
-    if half:  # the gradient of one logit scale is a sum that cancels: a quarter of it can be rounding, on CPU too
-        grads, expected_grads = [torch.cat(grads)], [torch.cat(expected_grads)]
-    for a, e in zip([*actual, *grads], [*expected, *expected_grads], strict=True):
+    errors = [((a - e).norm() / e.norm()).item() for a, e in zip(grads, expected_grads, strict=True)]
+    assert max(errors) <= (
+        0.5 if half else 1e-4
+    )  # that of a logit scale is a sum that cancels, in bfloat16 by a quarter
+    for a, e in zip([*actual, torch.cat(grads)], [*expected, torch.cat(expected_grads)], strict=True):
         assert (a.cpu() - e).norm() <= (0.03 if half else 1e-4) * e.norm()

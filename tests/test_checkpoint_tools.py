@@ -227,7 +227,7 @@ def test_the_ways_of_moving_a_bias_are_what_they_are_called(load_tool, backbone,
     (title,) = set(moved) - {'log-spaced', 'bicubic'}
     inner = moved[title][8:-8, 8:-8]
     error = (inner - pretrained).square().mean().sqrt()
-    assert error < 0.1 * pretrained.std()
+    assert error < 0.03 * pretrained.std()
     assert title == f'linear-spaced, fitted to RMSE {error:.2g}'
     assert (moved[title] - moved['log-spaced']).abs().max() > 10 * error
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize('training, depths', [(False, (2,)), (True, (2, 1))])  # two stages take a minute
+@pytest.mark.parametrize('training, depths', [(False, (2,)), (True, (2, 1))])  # a second stage takes long: once
 def test_the_compiled_backbone_gives_the_same_values_and_gradients_at_two_sizes(build_small, training, depths):
     torch._dynamo.reset()
     stages = range(len(depths))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -175,7 +176,13 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
         lambda config, work_dir: dict.fromkeys(demo.METRICS[config], 70 if 'transferred' in str(work_dir) else 60),
     )
     monkeypatch.setattr(demo, 'ensure_environment', lambda: None)
-    monkeypatch.setattr(sys, 'argv', ['demo', '--compare', '--work-dir', str(tmp_path), '--seed', str(seed)])
+    monkeypatch.setattr(demo, 'HOSTS', ())
+    data_root = tmp_path / '[data]'
+    for name in ('05', '07', '10'):
+        (data_root / 'val2017').mkdir(parents=True, exist_ok=True)
+        (data_root / f'val2017/{name}.jpg').touch()
+    flags = ['--compare', '--work-dir', str(tmp_path), '--data-root', str(data_root), '--seed', str(seed)]
+    monkeypatch.setattr(sys, 'argv', ['demo', *flags])
     with pytest.raises(SystemExit) as ended:
         demo.main()
     assert ended.value.code is None
@@ -190,31 +197,49 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
     assert checkpoints == [written, written, 'none', 'none', written, written]
     wrong = ['model.backbone.pretrained_window_sizes=8' in call for call in trained]
     assert wrong == [False] * 4 + [True] * 2
-    assert [call[0] for call in calls].count('infer.py') == 6
+    inferred = [call for call in calls if call[0] == 'infer.py']
+    assert [call[1] for call in inferred] == [call[1] for call in trained]
+    for call, train in zip(inferred, trained, strict=True):
+        work_dir = train[train.index('--work-dir') + 1]
+        assert call[2] == f'{work_dir}/iter_1.pth'
+        assert call[4:6] == ('--out', f'{work_dir}/predictions')
+        found = load_tool('infer').find_images([call[3]], call[5])
+        assert list(found.values()) == [data_root / f'val2017/{name}.jpg' for name in ('05', '10')]
 
 
-def test_metrics_are_those_of_the_last_validation_in_percent(load_tool, tmp_path, monkeypatch):
+def test_metrics_are_those_of_the_validation_at_the_end_in_percent(load_tool, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'tools')
-    log = tmp_path / '20260101_000000/vis_data/scalars.json'
-    log.parent.mkdir(parents=True)
-    names = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50', 'mIoU')
-    validated = [dict.fromkeys(names, value) | dict(step=step) for step, value in ((10, 0.7), (20, 0.5))]
-    records = [dict(loss=1.0, step=20), *validated]
-    log.write_text('\n'.join(map(json.dumps, records)))
     demo = load_tool('demo')
+    names = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50', 'mIoU')
+
+    def log(run, *records):
+        path = tmp_path / run / 'vis_data/scalars.json'
+        path.parent.mkdir(parents=True)
+        path.write_text('\n'.join(map(json.dumps, records)))
+
+    log('20260101_000000', dict(loss=1.0, step=10), dict.fromkeys(names, 0.7) | dict(step=10), dict(loss=1.0, step=20))
+    with pytest.raises(SystemExit, match=r'stopped in its last validation: delete it and start again'):
+        demo.read_metrics(demo.DETECTOR, tmp_path)
+    log('20260102_000000', dict.fromkeys(names, 0.5) | dict(step=20))
     detector = {'bbox AP': 50, 'bbox AP50': 50, 'segm AP': 50, 'segm AP50': 50}
     assert demo.read_metrics(demo.DETECTOR, tmp_path) == detector
     assert demo.read_metrics(demo.SEGMENTOR, tmp_path) == dict(mIoU=0.5)
 
 
-def test_the_demo_runs_a_tool_as_python_would(load_tool, tmp_path, monkeypatch, capfd):
-    demo, folder = load_tool('demo'), tmp_path / 'shapes'
-    monkeypatch.chdir(tmp_path)
-    demo.run('draw_dataset.py', folder, '--train', 1, '--val', 1)
-    assert (folder / 'train2017/000000000001.jpg').exists()
-    assert f'$ python tools/draw_dataset.py {folder} --train 1 --val 1' in capfd.readouterr().out
-    assert Path.cwd() == tmp_path and 'draw_dataset' not in sys.argv[0]
-    with pytest.raises(SystemExit) as ended:
-        demo.run('draw_dataset.py', folder, '--train', 2)
-    assert ended.value.code == 2
-    assert f'{folder} exists and is not the data set asked for' in capfd.readouterr().err
+@pytest.mark.parametrize('gpu', [False, True])
+def test_the_demo_runs_a_tool_in_a_process_of_its_own_and_ends_where_it_fails(tmp_path, gpu):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT / 'tools')!r})
+import demo
+demo.has_gpu = lambda: {gpu}
+demo.run('draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 1, '--val', 1)
+assert os.getcwd() == {str(tmp_path)!r} and sys.argv == ['-c']
+demo.run('draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 2)
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert f'$ python tools/draw_dataset.py {tmp_path}/shapes --train 1 --val 1\n' in done.stdout
+    assert (tmp_path / 'shapes/train2017/000000000001.jpg').exists()
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith('draw_dataset.py: error:')
+    assert 'shapes exists and is not the data set asked for' in done.stderr

@@ -1,11 +1,13 @@
 """Every command of the README and the docs runs: as it stands, but on small models, small images and few of them.
 
+What recipes do in bfloat16 is done in float32, unless a command says `--amp`; test_configs.py trains them as they are.
 Benchmarks and the demo's comparison take long: their flags are checked here. `test_benchmark.py` runs benchmarks small,
 and `test_demo.py` checks what the comparison would run.
 """
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +145,9 @@ def test_a_command_runs(command, site, released, load_tool, monkeypatch, capsys)
     if command[0] == 'torchrun':
         processes = next(word.partition('=')[2] for word in command if word.startswith('--nproc_per_node'))
         assert int(processes) > 1
-        for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=29533).items():
+        with socket.create_server(('127.0.0.1', 0)) as server:  # another test may have a port that is fixed
+            port = server.getsockname()[1]
+        for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=port).items():
             monkeypatch.setenv(name, str(value))
     tool = load_tool(Path(command[script]).stem)
     if command[script] in ('tools/benchmark.py', 'tools/demo.py'):

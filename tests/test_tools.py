@@ -19,7 +19,7 @@ from swinv2_mm.checkpoint import read_checkpoint
 ROOT = Path(__file__).parents[1]
 DEMO = 'configs/demo/mask-rcnn_swinv2_shapes.py'
 QUICK = ('train_dataloader.batch_size=2', 'default_hooks.logger.interval=1')
-LOADERS = {'train': 2, 'val': 1, 'test': 1}  # and the place of Resize in its pipeline
+LOADERS = {'train': 2, 'val': 1}  # and the place of Resize in its pipeline
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 

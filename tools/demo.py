@@ -6,10 +6,12 @@ find.
 """
 
 import argparse
+import glob
 import importlib
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +21,8 @@ from install import ensure_environment
 ROOT = Path(__file__).resolve().parent.parent
 DETECTOR, SEGMENTOR = 'configs/demo/mask-rcnn_swinv2_shapes.py', 'configs/demo/upernet_swinv2_shapes.py'
 EXPECTED_AP50 = 50
-HOSTS = ('mmdet.apis', 'mmseg.apis')  # imported once for all tools: it takes ten seconds
+HOSTS = ('mmdet.apis', 'mmseg.apis')  # importing them takes ten seconds
+PICTURED = 'val2017/*[05].jpg'  # every fifth of the held-out scenes
 METRICS = {  # what is printed of each model's metrics, and what makes it percent
     DETECTOR: {
         'bbox AP': ('coco/bbox_mAP', 100),
@@ -32,28 +35,40 @@ METRICS = {  # what is printed of each model's metrics, and what makes it percen
 
 
 def run(tool: str, *args) -> None:
-    """Run one of the tools beside this file; a failure ends the demo with the tool's exit code.
+    """Run one of the tools beside this file in a process of its own; a failure ends the demo with its exit code.
 
-    It runs in a fork of this process, and finds the hosts imported.
+    That process is a fork, which finds the hosts imported, unless there is a GPU: CUDA does not survive a fork.
     """
     command = [str(ROOT / 'tools' / tool), *map(str, args)]
     print(f'\n$ python tools/{tool} {" ".join(command[1:])}', flush=True)
-    process = multiprocessing.get_context('fork').Process(target=run_script, args=(command,))
-    process.start()
-    process.join()
-    if process.exitcode:
-        sys.exit(process.exitcode)
+    if has_gpu():
+        code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    else:
+        process = multiprocessing.get_context('fork').Process(target=run_script, args=(command,))
+        process.start()
+        process.join()
+        code = process.exitcode
+    if code:
+        sys.exit(code)
+
+
+def has_gpu() -> bool:
+    import torch  # which only the environment has
+
+    return torch.cuda.is_available()
 
 
 def run_script(command: list[str]) -> None:
-    """Become a script, as if Python had been started with it and its arguments."""
+    """Run a script of this folder and its arguments as the main module, in the repository."""
     os.chdir(ROOT)
     sys.argv = command
     runpy.run_path(command[0], run_name='__main__')
 
 
-def train_and_infer(config: str, data_root: Path, work_dir: Path, pictured: Path, *flags) -> dict[str, float]:
+def train_and_infer(config: str, data_root: Path, work_dir: Path, images: str, *flags) -> dict[str, float]:
     """Train a model, or continue the run that is in the work dir, and draw its losses, metrics and predictions.
+
+    ``images`` is a pattern of what to predict on.
 
     Returns:
         dict: the metrics of its last validation in percent.
@@ -63,17 +78,20 @@ def train_and_infer(config: str, data_root: Path, work_dir: Path, pictured: Path
         print(f'\n{work_dir} holds a run, which is continued unless it is finished: delete it to start anew')
     run('train.py', config, '--data-root', data_root, '--work-dir', work_dir, *resume, *flags)
     checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
-    run('infer.py', config, checkpoint, pictured, '--out', work_dir / 'predictions', '--score-thr', 0.5)
+    run('infer.py', config, checkpoint, images, '--out', work_dir / 'predictions', '--score-thr', 0.5)
     run('plot_curves.py', work_dir)
     return read_metrics(config, work_dir)
 
 
 def read_metrics(config: str, work_dir: Path) -> dict[str, float]:
-    """The metrics of the last validation in a work dir, in percent, by what they are called in the table."""
+    """The metrics of the validation at the end, in percent, by what they are called in the table."""
     from plot_curves import read_scalars  # it imports matplotlib, which only the environment has
 
     scalars = read_scalars(work_dir)
-    return {label: factor * scalars[name][max(scalars[name])] for label, (name, factor) in METRICS[config].items()}
+    end = max(scalars['loss'])
+    if any(end not in scalars.get(name, ()) for name, _ in METRICS[config].values()):
+        sys.exit(f'error: {work_dir} holds a run that was stopped in its last validation: delete it and start again')
+    return {label: factor * scalars[name][end] for label, (name, factor) in METRICS[config].items()}
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
@@ -122,8 +140,10 @@ def main() -> None:
     args = parse_args()
     ensure_environment()
     started = time.monotonic()
-    for host in HOSTS:
-        importlib.import_module(host)
+    if not has_gpu():
+        print('Importing mmdet and mmseg', flush=True)
+        for host in HOSTS:
+            importlib.import_module(host)
     work_dir, data_root = args.work_dir.resolve() / f'seed_{args.seed}', args.data_root.resolve()
     seed = ('--seed', args.seed)
     classifier = work_dir / 'swinv2_shapes_patch4_window4_64.pth'
@@ -143,11 +163,11 @@ def main() -> None:
             '--cfg-options',
             'model.backbone.pretrained_window_sizes=8',
         )
-    results, pictured = {}, data_root / 'val2017/*[05].jpg'
+    results, images = {}, os.path.join(glob.escape(str(data_root)), PICTURED)
     for start, flags in starts.items():
         folder = work_dir / start.replace(' ', '_')
-        results[start] = train_and_infer(DETECTOR, data_root, folder / 'mask_rcnn', pictured, *seed, *flags)
-        results[start] |= train_and_infer(SEGMENTOR, data_root / 'ade', folder / 'upernet', pictured, *seed, *flags)
+        results[start] = train_and_infer(DETECTOR, data_root, folder / 'mask_rcnn', images, *seed, *flags)
+        results[start] |= train_and_infer(SEGMENTOR, data_root / 'ade', folder / 'upernet', images, *seed, *flags)
 
     print(f'\n{table(results)}')
     print(f'\n{(time.monotonic() - started) / 60:.1f} minutes; in {work_dir}:')

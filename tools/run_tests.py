@@ -1,4 +1,4 @@
-"""Run the tests, after installing what they need, in a few processes at once (`-n 0`: in one)."""
+"""Run the tests, after installing what they need, in a few processes at once (one with `-n 0`, as `-s` needs)."""
 
 import argparse
 import os
@@ -6,7 +6,8 @@ import sys
 
 from install import ROOT, ensure_environment
 
-MAX_WORKERS = 4  # each takes up to 3 GB
+MAX_WORKERS = 4
+MEMORY = 4 * 2**30  # bytes, of a worker
 
 
 def main():
@@ -20,9 +21,11 @@ def main():
     ensure_environment()
     os.chdir(ROOT)
     cores = len(os.sched_getaffinity(0))
-    workers = min(cores, MAX_WORKERS)
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    workers = max(1, min(cores, MAX_WORKERS, memory // MEMORY))
+    os.environ.setdefault('PYTEST_XDIST_AUTO_NUM_WORKERS', str(workers))
     os.environ.setdefault('OMP_NUM_THREADS', str(cores // workers))
-    os.execv(sys.executable, [sys.executable, '-m', 'pytest', '-n', str(workers), '--dist', 'worksteal', *arguments])
+    os.execv(sys.executable, [sys.executable, '-m', 'pytest', '-n', 'auto', '--dist', 'worksteal', *arguments])
 
 
 if __name__ == '__main__':
