@@ -189,9 +189,8 @@ def test_maps_and_gradients_on_a_gpu_are_those_of_float64(build_small, monkeypat
         actual, grads = values_and_gradients(backbone.cuda(), image.cuda())
     assert grads.keys() == expected_grads.keys()
     grads, expected_grads = ([grad.flatten().cpu() for grad in x.values()] for x in (grads, expected_grads))
-    errors = [((a - e).norm() / e.norm()).item() for a, e in zip(grads, expected_grads, strict=True)]
-    assert max(errors) <= (
-        0.5 if half else 1e-4
-    )  # that of a logit scale is a sum that cancels, in bfloat16 by a quarter
+    # The gradient of a logit scale is a sum that cancels: rounding to bfloat16 can be a quarter of it.
+    for a, e in zip(grads, expected_grads, strict=True):
+        assert (a - e).norm() <= (0.5 if half else 1e-4) * e.norm()
     for a, e in zip([*actual, torch.cat(grads)], [*expected, torch.cat(expected_grads)], strict=True):
         assert (a.cpu() - e).norm() <= (0.03 if half else 1e-4) * e.norm()

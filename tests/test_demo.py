@@ -176,7 +176,9 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
         lambda config, work_dir: dict.fromkeys(demo.METRICS[config], 70 if 'transferred' in str(work_dir) else 60),
     )
     monkeypatch.setattr(demo, 'ensure_environment', lambda: None)
-    monkeypatch.setattr(demo, 'HOSTS', ())
+    imported = []
+    monkeypatch.setattr(demo, 'has_gpu', lambda: False)
+    monkeypatch.setattr(demo.importlib, 'import_module', imported.append)
     data_root = tmp_path / '[data]'
     for name in ('05', '07', '10'):
         (data_root / 'val2017').mkdir(parents=True, exist_ok=True)
@@ -186,6 +188,7 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as ended:
         demo.main()
     assert ended.value.code is None
+    assert imported == ['mmdet.apis', 'mmseg.apis']
     out = capsys.readouterr().out
     assert out.count('70.0') == out.count('60.0') / 2 == 5
     trained = [call for call in calls if call[0] == 'train.py']
@@ -231,7 +234,9 @@ def test_the_demo_runs_a_tool_in_a_process_of_its_own_and_ends_where_it_fails(tm
     code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT / 'tools')!r})
-import demo
+import cv2, demo
+encode = cv2.imencode
+cv2.imencode = lambda *args: print('imported before') or encode(*args)
 demo.has_gpu = lambda: {gpu}
 demo.run('draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 1, '--val', 1)
 assert os.getcwd() == {str(tmp_path)!r} and sys.argv == ['-c']
@@ -240,6 +245,7 @@ demo.run('draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 2)
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert f'$ python tools/draw_dataset.py {tmp_path}/shapes --train 1 --val 1\n' in done.stdout
     assert (tmp_path / 'shapes/train2017/000000000001.jpg').exists()
+    assert ('imported before' in done.stdout) == (not gpu)  # CUDA does not survive a fork
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith('draw_dataset.py: error:')
     assert 'shapes exists and is not the data set asked for' in done.stderr

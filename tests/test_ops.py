@@ -56,7 +56,7 @@ def attend_window_by_window(qkv, scale, table, groups):
 def values_and_gradients(function, leaves, groups):
     out = function(*leaves, groups)
     weights = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return [out.detach(), *torch.autograd.grad(out, leaves, weights.to(out.dtype))]
+    return [out.detach(), *torch.autograd.grad(out, leaves, weights.to(out))]
 
 
 def assert_same(actual, expected, relative):
@@ -229,14 +229,11 @@ def test_a_traced_backbone_has_the_operators_of_pytorch_alone(build_small):
 
 def values_and_gradients_on_cuda(leaves, groups):
     leaves = [x.detach().cuda().requires_grad_() for x in leaves]
-    out = ops.attention(*leaves, groups)
-    weights = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    grads = torch.autograd.grad(out, leaves, weights.to(out.dtype).cuda())
-    return [x.cpu() for x in (out.detach(), *grads)]
+    return [x.cpu() for x in values_and_gradients(ops.attention, leaves, groups)]
 
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-# 8 x 24 is 64 modulo 128, with which cuDNN has had trouble
+# 8 x 24 tokens are 64 modulo 128, with which cuDNN has had trouble
 windows_on_cuda = pytest.mark.parametrize('height, width', [(8, 8), (16, 16), (7, 5), (8, 24), (32, 32)])
 
 

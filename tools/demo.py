@@ -16,9 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from install import ensure_environment
+from install import ROOT, ensure_environment
 
-ROOT = Path(__file__).resolve().parent.parent
 DETECTOR, SEGMENTOR = 'configs/demo/mask-rcnn_swinv2_shapes.py', 'configs/demo/upernet_swinv2_shapes.py'
 EXPECTED_AP50 = 50
 HOSTS = ('mmdet.apis', 'mmseg.apis')  # importing them takes ten seconds

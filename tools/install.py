@@ -351,14 +351,19 @@ def build_step(mmcv: str, *options: str) -> Step:
     return Step(title, ('-v', '--no-deps', '--no-build-isolation', *options, mmcv), compiles=True)
 
 
+def processes_at_once(gigabytes: int) -> int:
+    """How many processes that take so much memory each this machine has cores and memory for, at least one."""
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return max(1, min(len(os.sched_getaffinity(0)), memory // (gigabytes * GIGABYTE)))
+
+
 def pip_environ(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment variables of pip and of the build of mmcv.
 
     CFLAGS replace Python's own, `-O3 -g` among them. Debugging symbols would make the build of mmcv take twice as long
     and its wheel 15 times as large.
     """
-    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    jobs = max(1, min(len(os.sched_getaffinity(0)), memory // (2 * GIGABYTE)))  # a compiler takes up to 2 GB
+    jobs = processes_at_once(2)  # a compiler takes up to 2 GB
     flags = '-O2 -g0 -fwrapv -DNDEBUG'
     path = os.pathsep.join([os.path.join(sys.prefix, 'bin'), environ.get('PATH', os.defpath)])  # ninja is looked up
     ours = dict(PATH=path, PIP_DISABLE_PIP_VERSION_CHECK='1', PIP_NO_INPUT='1', PYTHONNOUSERSITE='1', MMCV_WITH_OPS='1')

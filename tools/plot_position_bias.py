@@ -75,9 +75,13 @@ def refit(mlp: ContinuousPositionBias, kind: type[ContinuousPositionBias]) -> Co
     target = mlp.table(window, window)
     fitted = kind(1, window).double()
     fitted.load_state_dict(mlp.state_dict())
-    no_tolerance = dict(tolerance_grad=0, tolerance_change=0)  # the default of 1e-7 is for losses far above 1e-5
     optimizer = torch.optim.LBFGS(
-        fitted.parameters(), max_iter=FIT_STEPS, max_eval=2 * FIT_STEPS, line_search_fn='strong_wolfe', **no_tolerance
+        fitted.parameters(),
+        max_iter=FIT_STEPS,
+        max_eval=2 * FIT_STEPS,
+        tolerance_grad=0,  # the defaults stop at gradients of 1e-7, where losses of 1e-6 still fall
+        tolerance_change=0,
+        line_search_fn='strong_wolfe',
     )
 
     def evaluate():

@@ -4,10 +4,10 @@ import argparse
 import os
 import sys
 
-from install import ROOT, ensure_environment
+from install import ROOT, ensure_environment, processes_at_once
 
 MAX_WORKERS = 4
-MEMORY = 4 * 2**30  # bytes, of a worker
+GIGABYTES = 4  # of memory, for a worker
 
 
 def main():
@@ -20,11 +20,9 @@ def main():
     _, arguments = parser.parse_known_args()
     ensure_environment()
     os.chdir(ROOT)
-    cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    workers = max(1, min(cores, MAX_WORKERS, memory // MEMORY))
+    workers = min(processes_at_once(GIGABYTES), MAX_WORKERS)
     os.environ.setdefault('PYTEST_XDIST_AUTO_NUM_WORKERS', str(workers))
-    os.environ.setdefault('OMP_NUM_THREADS', str(cores // workers))
+    os.environ.setdefault('OMP_NUM_THREADS', str(len(os.sched_getaffinity(0)) // workers))
     os.execv(sys.executable, [sys.executable, '-m', 'pytest', '-n', 'auto', '--dist', 'worksteal', *arguments])
 
 
