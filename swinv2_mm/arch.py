@@ -1,10 +1,12 @@
 """What tells one Swin Transformer V2 from another, and which parameters it has."""
 
-import math
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 CPB_HIDDEN_DIMS = 512  # of the position MLPs
@@ -135,7 +137,7 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> dict | None:
     blocks = {(int(m[1]), int(m[2])) for name in weights if (m := re.match(r'layers\.(\d+)\.blocks\.(\d+)\.', name))}
     stages = range(1 + max((stage for stage, _ in blocks), default=-1))
     first = 'layers.0.blocks.0.'
-    holders = {part for name in weights if (part := name.removeprefix(f'{first}attn.').split('.')[0])}
+    holders = {m[1] for name in weights if (m := re.match(rf'{re.escape(first)}attn\.(\w+)', name))}
     try:
         embed_dims, in_channels, patch_size, _ = weights['patch_embed.proj.weight'].shape
         arch = Arch(
@@ -147,7 +149,7 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> dict | None:
         hidden, channels = weights[f'layers.{stages[-1]}.blocks.0.mlp.fc1.weight'].shape  # the widest: least rounded
         mlp_ratio = hidden / channels
         if int(mlp_ratio * channels) < hidden:  # by the error of the division
-            mlp_ratio = math.nextafter(mlp_ratio, math.inf)
+            mlp_ratio = float(np.nextafter(mlp_ratio, np.inf))
         position_bias = next(kind for kind, holder in POSITION_BIASES.items() if holder in holders)
         parse_arch(arch._asdict())
     except (KeyError, ValueError, IndexError, StopIteration, ZeroDivisionError):

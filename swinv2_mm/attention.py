@@ -1,5 +1,7 @@
 """Scaled cosine attention in ragged windows (Swin Transformer V2, arXiv 2111.09883, sections 3.2 and 3.3)."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

@@ -1,5 +1,7 @@
 """Swin Transformer V2 (arXiv 2111.09883) as a backbone for dense prediction."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -15,6 +17,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from . import compat
 from .arch import POSITION_BIASES, has_extra_norm, parse_arch
 from .attention import WindowAttention
 from .checkpoint import load_pretrained
@@ -190,7 +193,7 @@ class Stage(nn.Module):
         return x
 
     def _parts(self, x, shift):
-        compiling = torch.compiler.is_compiling()
+        compiling = compat.is_compiling()
         # Plain ints, for a tracer has tensors there. Where a compiler keeps the batch symbolic, one graph serves any.
         batch = x.shape[0] if compiling else index(x.shape[0])
         windows = partition(batch, *map(index, x.shape[1:3]), self.window_size, shift, x.device)
@@ -442,7 +445,7 @@ def _warn(message):
 
 def _per_stage(name, sizes, num_stages):
     """One positive int per stage from one for all or a sequence; anything else is an error that names the argument."""
-    per_stage = tuple(sizes) if isinstance(sizes, Sequence | np.ndarray) else (sizes,) * num_stages
+    per_stage = tuple(sizes) if isinstance(sizes, (Sequence, np.ndarray)) else (sizes,) * num_stages
     if len(per_stage) != num_stages:
         raise ValueError(f'{name} must be an int or {num_stages} ints, one per stage, got {sizes!r}')
     if not all(isinstance(size, Integral) and size >= 1 for size in per_stage):

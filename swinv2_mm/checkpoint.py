@@ -1,5 +1,7 @@
 """Loading a checkpoint of any published layout into the backbone, whole or not at all, with a report."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections import Counter
@@ -194,7 +196,7 @@ def check_complete(converted: Converted, windows: TrainedWindows) -> dict:
     shapes = parameter_shapes(**arguments, window_size=windows.window_size)
     for i in range(len(arch.depths)):
         if any(name.startswith(f'norm{i}.') for name in weights):
-            shapes |= dict.fromkeys((f'norm{i}.weight', f'norm{i}.bias'), (arch.embed_dims * 2**i,))
+            shapes.update(dict.fromkeys((f'norm{i}.weight', f'norm{i}.bias'), (arch.embed_dims * 2**i,)))
     _check_names(shapes, weights, arguments)
     for name, value in weights.items():
         _check_values(name, value, value.dtype)
@@ -301,7 +303,7 @@ def _check_names(shapes, weights, ours):
 def _check_values(name, value, dtype):
     """Check that a weight is finite in the dtype that it is loaded to."""
     values = value.to(dtype)
-    if dtype.itemsize < 4:
+    if values.element_size() < 4:
         values = values.float()  # isfinite knows no float8
     if not values.isfinite().all():
         raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')

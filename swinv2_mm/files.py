@@ -1,9 +1,12 @@
 """Reading and writing checkpoint files, without ever running code from one."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import pickle
 import re
+import sys
 import tempfile
 import zipfile
 from collections import OrderedDict
@@ -12,11 +15,11 @@ from http.client import HTTPException
 from urllib.parse import urlsplit
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
+
+from . import compat
 
 HASH_IN_NAME = re.compile(r'-(?!\d+\.)([0-9a-f]{8,64})\.\w+$')  # digits alone are a date or a number of iterations
 SUFFIXES = ('.safetensors', '.pth', '.bin')  # that we write; .bin is what transformers calls a .pth
@@ -47,7 +50,7 @@ MMENGINE_GLOBALS = [
         for core in ('core', '_core')
     ),
 ]
-torch.serialization.add_safe_globals(MMENGINE_GLOBALS)
+compat.allow_globals(MMENGINE_GLOBALS)
 
 # The settings that the training code of the official repository (yacs) and of timm (argparse) saves beside its
 # weights. Both hold plain values; the first is read as a dict, so that yacs is not needed.
@@ -81,10 +84,11 @@ def _read(path, cure):
     """What a file holds. If it is damaged the error tells the cure."""
     try:
         if _is_safetensors(path):
-            return safetensors.torch.load_file(path)
+            return _safetensors(path).load_file(path)
         _check_zip(path)
-        with torch.serialization.safe_globals(SETTINGS_GLOBALS):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = compat.load(path, [*MMENGINE_GLOBALS, *SETTINGS_GLOBALS])
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror or error}') from error
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
@@ -97,6 +101,8 @@ def _read(path, cure):
         reason = (str(error) or type(error).__name__).split('\n')[0]
         if isinstance(error, pickle.UnpicklingError):  # PyTorch's text advises to read it with weights_only=False
             reason = 'it is no file of tensors'
+        if 'TorchScript' in reason:  # the same
+            reason = 'it is a TorchScript archive'
         raise CheckpointError(f'checkpoint {path} is truncated or no checkpoint ({reason}): {cure}') from None
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a state dict')
@@ -122,11 +128,13 @@ def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
             partial = file.name
         if path.endswith('.safetensors'):
             tensors = {name: value.contiguous().clone() for name, value in state_dict.items()}  # none shares memory
-            safetensors.torch.save_file(tensors, partial, metadata={'format': 'pt'})
+            _safetensors(path).save_file(tensors, partial, metadata={'format': 'pt'})
         else:
             torch.save(state_dict, partial)
         os.chmod(partial, 0o666 & ~_umask())  # temporary files are private
         os.replace(partial, path)
+    except CheckpointError:
+        raise
     except Exception as error:  # each library has its own for what it cannot write
         reason = (getattr(error, 'strerror', None) or str(error)).split('\n')[0]
         raise CheckpointError(f'{path} cannot be written: {reason}') from error
@@ -172,6 +180,15 @@ def _is_safetensors(path):
     return start[8:] == b'{' or path.endswith('.safetensors')
 
 
+def _safetensors(path):
+    """The library for such files, which few environments lack."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise CheckpointError(f'{path} takes the library safetensors, which is not installed: pip install it') from None
+    return safetensors.torch
+
+
 def _download(url):
     """Path of the downloaded file in the cache of `torch.hub`; one process of a node downloads, the others wait."""
     try:
@@ -197,7 +214,7 @@ def _fetch(url, path):
     digest = HASH_IN_NAME.search(path)
     partial = f'{path}.{os.getpid()}.partial'
     try:
-        torch.hub.download_url_to_file(url, partial, hash_prefix=digest and digest[1], progress=True)
+        torch.hub.download_url_to_file(url, partial, hash_prefix=digest and digest[1], progress=sys.stderr.isatty())
         _read(partial, 'run again')
         os.replace(partial, path)
     except RuntimeError as error:

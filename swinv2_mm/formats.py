@@ -4,6 +4,8 @@ Ours is that of the official repository: ``patch_embed``, ``layers.I.blocks.J``,
 map a state dict to another and leave the one they are given as it is.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -128,7 +130,7 @@ def unwrap(checkpoint: Mapping) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _may_hold_tensors(value):
-    return isinstance(value, Mapping) and any(isinstance(held, Tensor | Mapping) for held in value.values())
+    return isinstance(value, Mapping) and any(isinstance(held, (Tensor, Mapping)) for held in value.values())
 
 
 def identify(state_dict: Mapping[str, Tensor]) -> tuple[Format, str]:
@@ -140,7 +142,7 @@ def identify(state_dict: Mapping[str, Tensor]) -> tuple[Format, str]:
     found = {}
     for layout in FORMATS:
         for name in state_dict:
-            prefix = name.removesuffix(layout.anchor)
+            prefix = name[: -len(layout.anchor)]
             if name.endswith(layout.anchor) and (not prefix or prefix.endswith('.')) and prefix not in found:
                 names = [other[len(prefix) :] for other in state_dict if other.startswith(prefix)]
                 is_v2 = any('logit_scale' in other for other in names)
@@ -315,14 +317,14 @@ def export(weights: Mapping[str, Tensor], pretrained_windows: tuple[int, ...], t
     if to == 'timm':
         if 'norm.weight' not in theirs:  # timm loads no file without, not even for its features
             channels = parse_arch(arguments['arch']).embed_dims * 2**last
-            theirs |= {'norm.weight': torch.ones(channels), 'norm.bias': torch.zeros(channels)}
+            theirs.update({'norm.weight': torch.ones(channels), 'norm.bias': torch.zeros(channels)})
         return {_shift_downsample(name, 1): value for name, value in theirs.items()}
     rename = _renamer({ours: part for part, ours in TRANSFORMERS.items()})
     split = {}
     for name, value in theirs.items():
         if name.endswith('attn.qkv.weight'):
-            stem = name.removesuffix('qkv.weight')
-            split |= {rename(f'{stem}{letter}.weight'): part for letter, part in zip('qkv', value.chunk(3))}
+            stem = name[: -len('qkv.weight')]
+            split.update({rename(f'{stem}{letter}.weight'): part for letter, part in zip('qkv', value.chunk(3))})
         else:
             split[rename(name)] = value
     return split

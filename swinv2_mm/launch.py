@@ -4,6 +4,8 @@ A mistake costs one line. Checks run before the `Runner` is built and leave noth
 whole model: of a tested model's weights and of parameter groups.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
@@ -106,7 +108,7 @@ def set_data_root(cfg: Config, data_root: str) -> None:
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             if isinstance(value, str):
                 node[key] = moved(value)
-            elif isinstance(value, dict | list):
+            elif isinstance(value, (dict, list)):
                 move(value)
 
     for name in list(cfg):
@@ -137,7 +139,7 @@ def _datasets(cfg, splits=('train', 'val', 'test')) -> Iterator[ConfigDict]:
     nodes = [(cfg.get(f'{split}_dataloader') or {}).get('dataset') for split in splits]
     while nodes:
         node = nodes.pop(0)
-        if isinstance(node, list | tuple):
+        if isinstance(node, (list, tuple)):
             nodes.extend(node)
         elif isinstance(node, dict) and ('dataset' in node or 'datasets' in node):
             nodes += [node.get('dataset'), node.get('datasets')]

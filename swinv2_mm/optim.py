@@ -1,5 +1,7 @@
 """Parameter groups: layer-wise learning rates, and which parameters have no weight decay."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Mapping
 from numbers import Real
@@ -42,7 +44,7 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'paramwise_cfg of {type(self).__name__} takes {" and ".join(options)}, got {unknown[0]!r}: drop what '
                 "a host's recipe has there with paramwise_cfg=dict(_delete_=True, ...)"
             )
-        options |= {name: value for name, value in (paramwise_cfg or {}).items() if value is not None}
+        options.update({name: value for name, value in (paramwise_cfg or {}).items() if value is not None})
         super().__init__(optim_wrapper_cfg, options)
         self.decay_rate, self.custom_keys = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['custom_keys']
         if self.base_lr is None or self.base_wd is None:

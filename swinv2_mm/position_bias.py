@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from . import compat
 from .arch import CPB_HIDDEN_DIMS
 
 
@@ -134,7 +134,7 @@ class PositionBias(nn.Module, ABC):
             Tensor: (heads, 2*height-1, 2*width-1), in float32 or wider.
         """
         needs_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if self.training or needs_grad or torch.compiler.is_compiling():
+        if self.training or needs_grad or compat.is_compiling():
             return self.table(height, width)
         if not self._kept_is_current():
             self.drop_kept()
@@ -157,7 +157,7 @@ class PositionBias(nn.Module, ABC):
         self._kept, self._kept_for = {}, []
 
     def _kept_is_current(self):
-        kept_for = zip(self._kept_for, self.parameters(), strict=False)
+        kept_for = zip(self._kept_for, self.parameters())
         return bool(self._kept_for) and all(p is now and version == _version(now) for (p, version), now in kept_for)
 
     def train(self, mode: bool = True):
@@ -167,9 +167,9 @@ class PositionBias(nn.Module, ABC):
     def __getstate__(self):
         return {**self.__dict__, '_kept': {}, '_kept_for': []}  # copies and pickles compute their own
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, *args, **kwargs):
         self.drop_kept()
-        return super()._apply(fn, recurse)
+        return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args):
         self.drop_kept()
@@ -201,7 +201,7 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
             return 16 * torch.sigmoid(F.linear(features, out.weight.to(dtype))).permute(2, 0, 1)
 
     def _coordinates(self, *args):
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():  # tensors may be no real ones
+        if compat.is_compiling() or compat.is_in_dispatch_mode():  # tensors may be no real ones
             return self.coordinates(*args)
         return _kept_coordinates(type(self).coordinates, *args)
 

@@ -1,5 +1,7 @@
 """Which windows a checkpoint was trained with, stage by stage: what normalises its position MLPs."""
 
+from __future__ import annotations
+
 import json
 import logging
 import os
@@ -207,9 +209,9 @@ def _stated_by_timm(config, num_stages):
         stated['pretrained_window_sizes'] = _clamped(window, image, num_stages, 4)
     for size, arch in ARCHS.items():
         if f'_{size}_' in config['architecture']:
-            stated |= {'embed_dim': arch.embed_dims, 'depths': arch.depths, 'num_heads': arch.num_heads}
+            stated.update(embed_dim=arch.embed_dims, depths=arch.depths, num_heads=arch.num_heads)
     arguments = config.get('model_args') or {}
-    return stated | arguments | {'image_size': arguments.get('img_size', new_image)}
+    return {**stated, **arguments, 'image_size': arguments.get('img_size', new_image)}
 
 
 def _differences(stated, arch, patch_size):

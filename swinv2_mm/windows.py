@@ -4,14 +4,16 @@ The cyclic shift, the zero padding and the attention mask of Swin (arXiv 2103.14
 every window the same size. Cutting each axis into segments of unequal size gives the same windows without them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from . import compat
 
 
 class WindowGroup(NamedTuple):
@@ -39,7 +41,7 @@ class Windows(NamedTuple):
     order: Tensor
     images: Tensor
 
-    def split(self, max_tokens: int) -> list['Windows']:
+    def split(self, max_tokens: int) -> list[Windows]:
         """Parts of whole windows with at most ``max_tokens`` tokens each, or one window where that is larger."""
         parts, room = [], 0
         for height, width, count in self.groups:
@@ -75,8 +77,8 @@ def axis_segments(length: int, window: int, shift: int) -> dict[int, list[int]]:
         return {length: [0]}
     cuts = [0, *range(shift or window, length, window), length]
     starts_by_size = {}
-    for start, end in pairwise(cuts):
-        starts_by_size.setdefault(end - start, []).append(start)
+    for start, end in zip(cuts, cuts[1:]):
+        starts_by_size[end - start] = [*starts_by_size.get(end - start, ()), start]
     return starts_by_size
 
 
@@ -91,7 +93,7 @@ def partition(batch: int, height: int, width: int, window: int, shift: int, devi
         shift (int): offset of the window grid in tokens, 0 in even blocks and ``window // 2`` in odd blocks.
         device (torch.device, optional): where the index tensors live.
     """
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():  # tensors may be no real ones
+    if compat.is_compiling() or compat.is_in_dispatch_mode():  # tensors may be no real ones
         return _partition(batch, height, width, window, shift, device)
     return _kept_partition(batch, height, width, window, shift, device)
 

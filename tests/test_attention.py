@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from across_versions import half_dtypes
 from torch import nn
 
 from swinv2_mm import ops
@@ -77,7 +78,7 @@ def layer_norm(x, weight, bias):
 
 
 def block_token_by_token(p, x, *args):
-    attention = {name.removeprefix('attn.'): value for name, value in p.items() if name.startswith('attn.')}
+    attention = {name[len('attn.') :]: value for name, value in p.items() if name.startswith('attn.')}
     x = x + layer_norm(attend_token_by_token(attention, x, *args), p['norm1.weight'], p['norm1.bias'])
     hidden = x @ p['mlp.fc1.weight'].T + p['mlp.fc1.bias']
     hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
@@ -238,7 +239,7 @@ def test_fused_attention_in_bfloat16_equals_the_formula_of_its_operands_within_r
     assert_same(out.double(), expected, 2**-7)  # half a step for the weights, half a step for the result
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@half_dtypes
 @pytest.mark.parametrize('path', ['reference', 'flash'])
 def test_logits_and_softmax_stay_in_float32_under_autocast(dtype, path):
     heads, tokens = 2, 33
@@ -251,7 +252,7 @@ def test_logits_and_softmax_stay_in_float32_under_autocast(dtype, path):
     assert_same(out.double(), expected, torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@half_dtypes
 def test_scale_and_table_stay_in_float32_under_autocast_and_the_scale_has_a_limit(randomize, monkeypatch, dtype):
     module = randomize(WindowAttention(32, num_heads=2, pretrained_window=4))
     with torch.no_grad():

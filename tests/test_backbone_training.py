@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from across_versions import half_dtypes, strict_zip
 from torch import nn
 
 from swinv2_mm import SwinTransformerV2
@@ -28,7 +29,7 @@ def test_features_are_the_same_in_training_and_eval_without_drop_path(build_smal
     image = torch.randn(2, 3, 70, 45, dtype=torch.float64)
     trained = backbone.train()(image)
     with torch.no_grad():
-        for a, b in zip(trained, backbone.eval()(image), strict=True):
+        for a, b in strict_zip(trained, backbone.eval()(image)):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
@@ -57,7 +58,7 @@ def test_checkpointing_reruns_blocks_and_changes_neither_values_nor_gradients(
     actual, grads = values_and_gradients(checkpointed, image)
     assert [runs.count(i) for i in range(8)] == [2 * plain_runs.count(i) for i in range(8)]
     assert (plain_runs == list(range(8))) == (part_size == 2**19)
-    for a, e in zip([*actual, *grads.values()], [*expected, *expected_grads.values()], strict=True):
+    for a, e in strict_zip([*actual, *grads.values()], [*expected, *expected_grads.values()]):
         torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12)
 
 
@@ -158,7 +159,7 @@ def test_frozen_stages_drop_no_path_in_training(build_small):
     assert [torch.equal(a, b) for a, b in zip(first, second)] == [True, True, False, False]
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@half_dtypes
 @pytest.mark.parametrize('logit_scale', [math.log(100), 12.0])
 def test_autocast_stays_finite_for_large_activations_and_logit_scales(build_small, dtype, logit_scale):
     backbone = build_small()
@@ -190,7 +191,7 @@ def test_maps_and_gradients_on_a_gpu_are_those_of_float64(build_small, monkeypat
     assert grads.keys() == expected_grads.keys()
     grads, expected_grads = ([grad.flatten().cpu() for grad in x.values()] for x in (grads, expected_grads))
     # The gradient of a logit scale is a sum that cancels: rounding to bfloat16 can be a quarter of it.
-    for a, e in zip(grads, expected_grads, strict=True):
+    for a, e in strict_zip(grads, expected_grads):
         assert (a - e).norm() <= (0.5 if half else 1e-4) * e.norm()
-    for a, e in zip([*actual, torch.cat(grads)], [*expected, torch.cat(expected_grads)], strict=True):
+    for a, e in strict_zip([*actual, torch.cat(grads)], [*expected, torch.cat(expected_grads)]):
         assert (a.cpu() - e).norm() <= (0.03 if half else 1e-4) * e.norm()

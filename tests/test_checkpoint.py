@@ -29,8 +29,8 @@ def official_file(backbone, path, pretrained_windows, windows):
             state_dict[f'{prefix}.attn.relative_position_index'] = torch.zeros(window**2, window**2)
             state_dict[f'{prefix}.attn_mask'] = torch.zeros(4, window**2, window**2)
     channels = backbone.norm3.weight.numel()
-    state_dict |= {'norm.weight': torch.rand(channels), 'norm.bias': torch.rand(channels)}
-    state_dict |= {'head.weight': torch.rand(10, channels), 'head.bias': torch.rand(10)}
+    state_dict.update({'norm.weight': torch.rand(channels), 'norm.bias': torch.rand(channels)})
+    state_dict.update({'head.weight': torch.rand(10, channels), 'head.bias': torch.rand(10)})
     torch.save({'model': state_dict, 'epoch': 300}, path)
     return path
 

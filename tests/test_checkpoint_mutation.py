@@ -3,10 +3,12 @@
 What is right is computed here from templates of names, one per layout, that share nothing with the package.
 """
 
+from __future__ import annotations
+
 import re
 import signal
 from collections import Counter
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -133,7 +135,7 @@ def to_theirs(layout, state_dict):
             theirs[names[0]] = torch.empty_like(value)
             theirs[names[0]][:, unfolded_order(value.shape[1] // 4)] = value
         elif names[0] not in theirs:
-            theirs |= zip(names, value.chunk(len(names)) if len(names) > 1 else [value])
+            theirs.update(zip(names, value.chunk(len(names)) if len(names) > 1 else [value]))
     return theirs
 
 
@@ -157,10 +159,10 @@ def coordinates(window, pretrained):
     return torch.tensor(np.stack(np.meshgrid(logarithms, logarithms, indexing='ij'), -1)[None], dtype=torch.float32)
 
 
-@cache
+@lru_cache(maxsize=None)
 def source(**changes):
     """State dict of a backbone with random weights."""
-    arch = ARCH | {key: changes.pop(key) for key in tuple(changes) if key in ARCH}
+    arch = {**ARCH, **{key: changes.pop(key) for key in tuple(changes) if key in ARCH}}
     if changes.get('position_bias') != 'parameterized':
         changes['pretrained_window_sizes'] = PRETRAINED[:1] * (len(arch['depths']) - 1) + PRETRAINED[1:]
     with torch.random.fork_rng():
@@ -211,7 +213,7 @@ def checkpoint(layout, prefix='', **changes):
         theirs['layers.0.blocks.1.attn_mask'] = torch.zeros(4, WINDOW**2, WINDOW**2)
     theirs = {prefix + name: value.clone() for name, value in theirs.items()}
     head = 'classifier' if layout == 'transformers' else 'head'
-    return theirs | {f'{head}.weight': torch.ones(3, 16), f'{head}.bias': torch.ones(3)}
+    return {**theirs, f'{head}.weight': torch.ones(3, 16), f'{head}.bias': torch.ones(3)}
 
 
 def right_windows(layout, prefix, theirs, num_stages):
@@ -378,7 +380,7 @@ def swap(draw, theirs, layout, prefix):
         here, there = (first, second) if name.startswith(first) else (second, first)
         moved[there + name[len(here) :] if name.startswith(here) else name] = value
     theirs.clear()
-    theirs |= moved
+    theirs.update(moved)
 
 
 def renumber(draw, theirs, layout, prefix):
@@ -435,10 +437,10 @@ def other_arch(draw, theirs, layout, prefix):
     other = checkpoint(layout, prefix, **changes)
     if draw(st.booleans()):
         theirs.clear()
-        theirs |= other
+        theirs.update(other)
     else:  # a part of it
         names = draw(st.sets(st.sampled_from(sorted(other)), min_size=1, max_size=draw(st.sampled_from((1, 2, 20)))))
-        theirs |= {name: other[name] for name in names}
+        theirs.update({name: other[name] for name in names})
 
 
 ODD = (
@@ -474,14 +476,14 @@ def add(draw, theirs, layout, prefix):
     values = value.chunk(len(names)) if len(names) > 1 else [value]
     place = draw(st.sampled_from(('', prefix, prefix, 'other.')))
     added = {place + name: value.clone() for name, value in zip(names, values)}
-    everything = added | theirs if draw(st.booleans()) else theirs | added  # in either order
+    everything = {**added, **theirs} if draw(st.booleans()) else {**theirs, **added}  # in either order
     theirs.clear()
-    theirs |= everything
+    theirs.update(everything)
 
 
 def add_second(draw, theirs, layout, prefix):
     other = draw(st.sampled_from(sorted(LAYOUTS)))
-    theirs |= {name: value + 1 for name, value in checkpoint(other, draw(st.sampled_from(('', 'ema.')))).items()}
+    theirs.update({name: value + 1 for name, value in checkpoint(other, draw(st.sampled_from(('', 'ema.')))).items()})
 
 
 def replace(draw, theirs, layout, prefix):
@@ -573,7 +575,7 @@ def change(part, function):
     def damage(theirs):
         names = [name for name in theirs if name.endswith(part)]
         assert names
-        theirs |= {name: function(theirs[name]) for name in names}
+        theirs.update({name: function(theirs[name]) for name in names})
 
     return damage
 

@@ -38,7 +38,7 @@ def backbone(build_small):
 def detector(backbone, tmp_path):
     """A checkpoint as a Runner writes it."""
     state_dict = {f'backbone.{name}': value for name, value in backbone.state_dict().items()}
-    torch.save({'meta': {}, 'state_dict': state_dict | {'neck.weight': torch.rand(2)}}, tmp_path / 'epoch_12.pth')
+    torch.save({'meta': {}, 'state_dict': {**state_dict, 'neck.weight': torch.rand(2)}}, tmp_path / 'epoch_12.pth')
     return tmp_path / 'epoch_12.pth'
 
 
@@ -161,7 +161,7 @@ def test_what_inspection_says_builds_a_backbone_that_the_file_loads_into(run, bu
     assert lines['pretrained window'].split() == ['12', '12', '12', '6']
     assert lines['heads'].split() == ['1', '2', '4', '8']
     assert lines['output norms'] == 'norm0, norm1, norm2, norm3'
-    built = eval(lines['loads'].removeprefix('into '), {'SwinTransformerV2': SwinTransformerV2})
+    built = eval(lines['loads'].replace('into ', '', 1), {'SwinTransformerV2': SwinTransformerV2})
     load_pretrained(built, tmp_path / 'own.pth')
     for name, value in source.state_dict().items():
         assert torch.equal(built.state_dict()[name], value), name

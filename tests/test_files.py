@@ -18,8 +18,17 @@ import safetensors.torch
 import torch
 from mmengine.logging import MessageHub
 
-from swinv2_mm import CheckpointError
+from swinv2_mm import CheckpointError, compat
 from swinv2_mm.files import read_checkpoint, write_checkpoint
+
+
+@pytest.fixture(autouse=True, params=['PyTorch', 'swinv2_mm'])
+def reader(request, monkeypatch):
+    """Files are read by PyTorch, and by the package as before PyTorch 2.6."""
+    if request.param == 'swinv2_mm':
+        monkeypatch.setattr(compat, 'HAS_SAFE_LOAD', False)
+    elif not compat.HAS_SAFE_LOAD:
+        pytest.skip('this PyTorch does not read safely')
 
 
 class Malicious:
@@ -170,7 +179,7 @@ def test_a_file_that_could_run_code_is_refused_by_name(tmp_path, wrapper, as_zip
     content = {'w': torch.ones(2), 'x': Malicious(ran)}
     for name in reversed(wrapper.split('.')):
         content = {name: content}
-    torch.save({'model': {'w': torch.ones(2)}} | content, path, _use_new_zipfile_serialization=as_zip)
+    torch.save({'model': {'w': torch.ones(2)}, **content}, path, _use_new_zipfile_serialization=as_zip)
     assert f'{path} holds {os.name}.system, which could run code, and is refused' in error_of(read_checkpoint, path)
     assert not ran.exists()
 
@@ -194,6 +203,29 @@ def test_a_malicious_file_named_safetensors_does_not_run(tmp_path, as_zip):
     assert not ran.exists()
 
 
+class Runs(torch.nn.Module):
+    def forward(self, x):
+        return x
+
+
+def test_torchscript_is_refused(tmp_path):
+    torch.jit.script(Runs()).save(str(tmp_path / 'script.pth'))
+    message = error_of(read_checkpoint, tmp_path / 'script.pth')
+    assert 'no checkpoint (it is a TorchScript archive)' in message
+
+
+def test_without_safetensors_its_files_alone_are_an_error(tmp_path, monkeypatch):
+    write_checkpoint({'w': torch.ones(1)}, tmp_path / 'x.safetensors')
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)  # importing it fails
+    assert error_of(read_checkpoint, tmp_path / 'x.safetensors').endswith(
+        'takes the library safetensors, which is not installed: pip install it'
+    )
+    assert error_of(write_checkpoint, {'w': torch.ones(1)}, tmp_path / 'y.safetensors').endswith('pip install it')
+    write_checkpoint({'w': torch.ones(1)}, tmp_path / 'x.pth')
+    assert read_checkpoint(tmp_path / 'x.pth')['w'].tolist() == [1]
+    assert sorted(os.listdir(tmp_path)) == ['x.pth', 'x.safetensors']
+
+
 def test_a_whole_model_is_refused_by_the_name_of_its_class(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / 'model.pth')
     assert 'holds torch.nn.modules.linear.Linear, which' in error_of(read_checkpoint, tmp_path / 'model.pth')
@@ -204,7 +236,7 @@ class CfgNode(dict):
 
     def __init__(self, **items):
         super().__init__(items)
-        self.__dict__ |= {'__immutable__': False, '__deprecated_keys__': {'A'}, '__renamed_keys__': {}}
+        self.__dict__.update({'__immutable__': False, '__deprecated_keys__': {'A'}, '__renamed_keys__': {}})
 
 
 CfgNode.__module__ = 'yacs.config'

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from across_versions import strict_zip
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -147,7 +148,7 @@ def assert_same_features(theirs, ours, image_size):
     theirs.eval(), ours.eval()
     expected, actual = stage_outputs(theirs, image), stage_outputs(ours, image)
     assert len(actual) == 4
-    for stage, (wanted, got) in enumerate(zip(expected, actual, strict=True)):
+    for stage, (wanted, got) in enumerate(strict_zip(expected, actual)):
         assert (got - wanted).abs().max() < 1e-9 * wanted.abs().max(), f'stage {stage}'
 
 
@@ -248,7 +249,9 @@ def official_state_dict(pretrained_windows, windows):
     for i, (depth, heads) in enumerate(zip(DEPTHS, HEADS)):
         channels = 16 * 2**i
         for j in range(depth):
-            state |= {f'layers.{i}.blocks.{j}.{name}': shape(channels, heads) for name, shape in OFFICIAL_BLOCK.items()}
+            state.update(
+                {f'layers.{i}.blocks.{j}.{name}': shape(channels, heads) for name, shape in OFFICIAL_BLOCK.items()}
+            )
         if i < 3:
             state[f'layers.{i}.downsample.reduction.weight'] = (2 * channels, 4 * channels)
             state[f'layers.{i}.downsample.norm.weight'] = (2 * channels,)
@@ -286,8 +289,8 @@ def test_an_official_file_gives_the_features_of_timm_with_it(timm_of_official, t
     file, reasons = state_dict, {'computed anew', 'classifier'}
     if kind == 'pre-trained by SimMIM':
         file = {f'encoder.{name}': value for name, value in state_dict.items() if not name.startswith('head')}
-        file |= {'encoder.mask_token': torch.rand(1, 1, 16)}
-        file |= {'decoder.0.weight': torch.rand(3072, 128, 1, 1), 'decoder.0.bias': torch.rand(3072)}
+        file.update({'encoder.mask_token': torch.rand(1, 1, 16)})
+        file.update({'decoder.0.weight': torch.rand(3072, 128, 1, 1), 'decoder.0.bias': torch.rand(3072)})
         reasons = {'computed anew', 'for SimMIM pre-training'}
     torch.save({'model': file, 'epoch': 30, 'lr_scheduler': {}}, tmp_path / 'official.pth')
     ours = SwinTransformerV2(ARCH, window_size=16)
@@ -304,7 +307,7 @@ def test_an_official_file_gives_the_features_of_timm_with_it(timm_of_official, t
 def test_names_may_have_any_prefix(build_small, prefix):
     source, backbone = build_small(), build_small()
     state_dict = {f'{prefix}{name}': value for name, value in source.state_dict().items()}
-    report = load_pretrained(backbone, {'state_dict': state_dict | {'neck.weight': torch.rand(2)}})
+    report = load_pretrained(backbone, {'state_dict': {**state_dict, 'neck.weight': torch.rand(2)}})
     assert report.left_out == {'neck.weight': 'outside the backbone'}
     for name, value in source.state_dict().items():
         assert torch.equal(backbone.state_dict()[name], value), name
@@ -453,7 +456,7 @@ def test_transformers_serves_our_weights_from_a_folder(libraries, ours, tmp_path
 
 def test_the_official_code_serves_our_weights(timm_of_official, ours):
     exported = export(ours.state_dict(), ours.pretrained_window_sizes, 'official')
-    exported |= {'head.weight': torch.rand(3, 128), 'head.bias': torch.rand(3)}
+    exported.update({'head.weight': torch.rand(3, 128), 'head.bias': torch.rand(3)})
     assert_same_features(timm_of_official(exported, 8, (12, 12, 12, 6), 256), ours.double(), 256)
 
 

@@ -250,7 +250,7 @@ def test_a_model_is_tested_with_other_windows_and_its_own_normaliser(
     backbone = tested[0].backbone.eval()
     assert backbone.window_size == windows
     assert backbone.pretrained_window_sizes == (8, 8, 4)
-    other = cfg.model.backbone | dict(window_size=windows, pretrained_window_sizes=(8, 8, 4))
+    other = dict(cfg.model.backbone, window_size=windows, pretrained_window_sizes=(8, 8, 4))
     expected = MODELS.build(other).eval()
     expected.load_state_dict(trained.backbone.state_dict())
     image = torch.randn(1, 3, 192, 160)

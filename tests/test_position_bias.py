@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from across_versions import ASSIGN
 from torch import nn
 
 from swinv2_mm.position_bias import (
@@ -146,7 +147,7 @@ def load_other_weights(module):
 
 def load_other_weights_inside_a_parent(module):
     parent = nn.ModuleDict({'child': module})
-    parent.load_state_dict({name: -value for name, value in parent.state_dict().items()}, assign=True)
+    parent.load_state_dict({name: -value for name, value in parent.state_dict().items()}, **ASSIGN)
 
 
 def change_a_weight_in_place(module):
@@ -362,7 +363,7 @@ def test_set_window_resizes_the_table(table_of_6, window):
         torch.testing.assert_close(window_bias(module(3, 3), 3, 3), bias_pair_by_pair(module, 3, 3), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize('assign', [False, True])
+@pytest.mark.parametrize('assign', [{}, ASSIGN], ids=str)
 @pytest.mark.parametrize('window', [4, 6, 8])
 def test_a_table_of_another_window_is_resized_when_loaded(table_of_6, window, assign):
     module, _ = table_of_6
@@ -371,7 +372,7 @@ def test_a_table_of_another_window_is_resized_when_loaded(table_of_6, window, as
     state_dict = {'child.weight': table.clone()}
     with torch.no_grad():
         module(3, 3)
-        parent.load_state_dict(state_dict, assign=assign)
+        parent.load_state_dict(state_dict, **assign)
         assert torch.equal(state_dict['child.weight'], table)
         torch.testing.assert_close(module.weight, resized_entry_by_entry(table, window, 6), rtol=0, atol=1e-12)
         torch.testing.assert_close(window_bias(module(3, 3), 3, 3), bias_pair_by_pair(module, 3, 3), rtol=0, atol=1e-12)

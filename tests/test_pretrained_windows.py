@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from across_versions import strict_zip
 from transformers import Swinv2Config, Swinv2Model
 
 from swinv2_mm import CheckpointError, load_pretrained
@@ -209,7 +210,7 @@ def test_the_config_of_transformers_states_the_windows_of_its_model(tmp_path, fi
     config = Swinv2Config(**{**dict(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]), **fields})
     config.save_pretrained(tmp_path)
     pretrained, windows, _ = windows_from_config(tmp_path / 'config.json', len(config.depths), config.patch_size)
-    for stage, *sizes in zip(Swinv2Model(config).encoder.layers, pretrained, windows, strict=True):
+    for stage, *sizes in strict_zip(Swinv2Model(config).encoder.layers, pretrained, windows):
         theirs = stage.blocks[0].attention.self.relative_coords_table
         torch.testing.assert_close(theirs.view_as(official_table(*sizes)), official_table(*sizes))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from across_versions import strict_zip
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -206,7 +207,7 @@ def test_a_function_of_windows_is_applied_part_by_part(gradients, max_tokens, co
     with torch.set_grad_enabled(gradients):
         out = map_windows(weighted, x, parts)
     weights = torch.arange(70).view(2, 7, 5, 1)
-    assert all(part is given for part, given in zip(seen, parts, strict=True))
+    assert all(part is given for part, given in strict_zip(seen, parts))
     assert torch.equal(x.detach(), before)
     torch.testing.assert_close(out, before**2 * weights)
     if gradients:

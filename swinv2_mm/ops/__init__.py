@@ -1,11 +1,14 @@
 """How attention inside windows is computed: one specification and the faster paths beside it."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .. import compat
 from ..windows import WindowGroup
 from . import flash, reference, sdpa
 
@@ -40,9 +43,8 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
 def _fastest(qkv, scale, table, dropout):
     if dropout > 0:
         return 'reference'
-    exporting = getattr(torch.compiler, 'is_exporting', bool)  # from PyTorch 2.7 on
-    if qkv.device.type != 'cpu' or torch.jit.is_tracing() or exporting():
+    if qkv.device.type != 'cpu' or torch.jit.is_tracing() or compat.is_exporting():
         return 'sdpa'  # an exported graph should have PyTorch's operators alone
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, scale, table))
     # Without gradients a compiler does more with PyTorch's operators than around an opaque one.
-    return 'sdpa' if torch.compiler.is_compiling() and not needs_grad else 'flash'
+    return 'sdpa' if compat.is_compiling() and not (needs_grad and compat.HAS_CUSTOM_OP) else 'flash'

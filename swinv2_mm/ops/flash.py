@@ -7,11 +7,14 @@ kernel does not. Nothing but ``qkv`` is kept between the two, and nothing of N x
 Both are custom operators, so that `torch.compile` takes them as they are instead of tracing every tile.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from .. import compat
 from ..position_bias import fold_reversed_bias, reversed_window_bias, table_centre
 from ..windows import WindowGroup
 
@@ -19,15 +22,13 @@ TILE = 2**21  # attention weights in a tile
 WEIGHTS = 2**19  # attention weights that backward has at once, 2 MiB in float32
 EPS = 1e-12  # of the norms, as in `torch.nn.functional.normalize`
 
-flash_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
 
 def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup]) -> Tensor:
     """As `reference.attention`, once differentiable; computes in float32 or wider, whatever the dtype of ``qkv``."""
     return window_attention(qkv, scale, table, [size for group in groups for size in group])
 
 
-@torch.library.custom_op('swinv2_mm::window_attention', mutates_args=(), device_types='cpu')
+@compat.custom_op('swinv2_mm::window_attention', '(Tensor qkv, Tensor scale, Tensor table, int[] groups) -> Tensor')
 def window_attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[int]) -> Tensor:
     """`attention`, with groups as their heights, widths and counts one after the other."""
     num_heads = len(table)
@@ -40,7 +41,7 @@ def window_attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence
             bias = reversed_window_bias(table[heads], height, width)[None]
             for tile in tiles:
                 q, k, v, _ = _operands(qkv_of[tile])
-                out_of[tile], _ = flash_kernel(q.mul_(scale[heads]), k, v, attn_mask=bias, scale=1.0)
+                out_of[tile] = compat.flash_attention_on_cpu(q.mul_(scale[heads]), k, v, bias)
     return out
 
 
@@ -49,7 +50,10 @@ def _(qkv, scale, table, groups):
     return qkv.new_empty(len(qkv), qkv.shape[1] // 3)
 
 
-@torch.library.custom_op('swinv2_mm::window_attention_backward', mutates_args=(), device_types='cpu')
+@compat.custom_op(
+    'swinv2_mm::window_attention_backward',
+    '(Tensor grad, Tensor qkv, Tensor scale, Tensor table, int[] groups) -> (Tensor, Tensor, Tensor)',
+)
 def window_attention_backward(
     grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:

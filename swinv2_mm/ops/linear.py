@@ -1,8 +1,12 @@
 """Linear layers of tokens: what `torch.nn.functional.linear` gives, in less time or memory."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .. import compat
 
 
 class Linear(nn.Linear):
@@ -43,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _suits_onednn(*tensors):
-    if _traced() or torch.is_autocast_enabled('cpu'):
+    if _traced() or compat.is_autocast_on_cpu() or not compat.HAS_ONEDNN_LINEAR:
         return False
     if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
@@ -52,7 +56,7 @@ def _suits_onednn(*tensors):
 
 
 def _traced():
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return compat.is_compiling() or torch.jit.is_tracing()
 
 
 class _Linear(torch.autograd.Function):
@@ -65,7 +69,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, of_gelu):
         ctx.save_for_backward(x, weight)
         ctx.of_gelu = of_gelu
-        return linear(F.gelu(x) if of_gelu else x, weight, bias)
+        with compat.casts_not_kept():
+            return linear(F.gelu(x) if of_gelu else x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad):

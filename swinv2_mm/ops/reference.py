@@ -1,5 +1,7 @@
 """Attention inside windows as the equation says it: the specification of every other path."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch

@@ -1,20 +1,19 @@
 """Attention inside windows through ``scaled_dot_product_attention``, which keeps no N x N tensor of every window."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .. import compat
 from ..position_bias import window_bias
 from ..windows import WindowGroup
 from .reference import cosine, merge_heads, split_heads
 
-# cuDNN's attention has given wrong results for a bias beside bfloat16 queries, and NaN gradients (pytorch issues 191612
-# and 196678). The flash kernels take no bias.
-CUDA_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 ALIGNMENT = 8  # elements; rows of a bias that start elsewhere make the memory-efficient kernel copy it, or refuse it
 
 
@@ -26,14 +25,13 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     """
     outs = []
     on_cuda = _on_cuda(qkv)
-    with torch.autocast(qkv.device.type, enabled=False), sdpa_kernel(CUDA_BACKENDS) if on_cuda else nullcontext():
+    with torch.autocast(qkv.device.type, enabled=False), compat.kernels_with_bias() if on_cuda else nullcontext():
         for group, tokens in zip(groups, qkv.split([group.num_tokens for group in groups])):
             q, k, v = split_heads(tokens, group, len(table))
             q, k = (cosine(q) * scale).to(v.dtype), cosine(k).to(v.dtype)
             bias = window_bias(table, group.height, group.width).to(v.dtype)
             bias = (_aligned(bias) if on_cuda else bias)[None]  # on CPU three dimensions fall to the slow path
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-            outs.append(merge_heads(out))
+            outs.append(merge_heads(compat.attention_with_bias(q, k, v, bias)))
     return torch.cat(outs)
 
 
