@@ -94,8 +94,8 @@ def test_the_pins_are_those_of_the_two_stacks():
 
 
 def test_every_dependency_is_bounded_and_appears_once():
-    package = ('swinv2-mm', *(install.split_requirement(line)[0] for line in PINS['install_requires']))
-    lines = [line for lines in PINS.values() for line in lines if install.split_requirement(line)[0] not in package]
+    lines = [line for extra, lines in PINS.items() if extra != 'kept' for line in lines]
+    lines = [line for line in lines if not line.startswith('swinv2-mm[')]
     names = [install.split_requirement(line)[0] for line in lines]
     assert sorted(names) == sorted(set(names))
     assert all(install.split_requirement(line)[1] for line in lines)
@@ -453,6 +453,62 @@ def test_outside_an_environment_the_script_starts_anew_in_it(tmp_path, monkeypat
     assert caught.value.args == (str(python), [str(python), 'tools/demo.py', '--seed', '3'])
 
 
+@pytest.fixture
+def execv(monkeypatch):
+    """The calls that would replace this process."""
+    calls = []
+    monkeypatch.setattr(os, 'execv', lambda *args: calls.append(args))
+    return calls
+
+
+@pytest.mark.parametrize('has_installed', [False, True])
+def test_what_has_been_installed_is_used_by_an_interpreter_started_after_it(monkeypatch, execv, has_installed):
+    monkeypatch.setattr(sys, 'argv', ['tools/demo.py', '--seed', '3'])
+    monkeypatch.setattr(install, 'choose_environment', lambda *_: Path(sys.prefix))
+    monkeypatch.setattr(install, 'complete', lambda _: has_installed)
+    install.ensure_environment()
+    assert execv == [(sys.executable, [sys.executable, 'tools/demo.py', '--seed', '3'])] * has_installed
+
+
+@pytest.mark.parametrize('lacks', [[], [install.Step('six', ('six',))]])
+def test_completing_an_environment_says_whether_it_installed(monkeypatch, tmp_path, lacks):
+    steps = []
+    monkeypatch.setattr(install, 'survey', lambda names: WHOLE)
+    monkeypatch.setattr(install, 'plan', lambda *_: lacks)
+    monkeypatch.setattr(install, 'run_step', lambda step, *_: steps.append(step))
+    monkeypatch.setattr(install, 'verify', lambda *_: None)
+    assert install.complete('upstream') == bool(lacks)
+    assert steps == lacks
+
+
+def test_ci_begins_as_a_user_does_whatever_environment_is_active(tmp_path):
+    (tmp_path / '.ci').mkdir()
+    shutil.copy(ROOT / '.ci' / 'run', tmp_path / '.ci')
+    record = 'import os, sys; print(os.path.basename(sys.argv[0]), *sys.argv[1:], sys.prefix == sys.base_prefix, '
+    record += 'os.environ.get("VIRTUAL_ENV"), flush=True)\n'
+    for tool in ('demo', 'run_tests', 'test_versions'):
+        (tmp_path / 'tools').mkdir(exist_ok=True)
+        (tmp_path / 'tools' / f'{tool}.py').write_text(record)
+    active = tmp_path / 'active'
+    venv.create(active, with_pip=False)
+    path = os.pathsep.join([str(active / 'bin'), *os.environ['PATH'].split(os.pathsep)])
+    if sys.prefix != sys.base_prefix:  # neither this one
+        path = path.replace(f'{Path(sys.prefix, "bin")}{os.pathsep}', '')
+    env = {**os.environ, 'VIRTUAL_ENV': str(active), 'PATH': path}
+    run = subprocess.run(['bash', '.ci/run'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert [line for line in run.stdout.split('\n') if not line.startswith('==')] == [
+        'demo.py True None',
+        'run_tests.py True None',
+        'test_versions.py --python 3.8 --torch 2.0.1 True None',
+        '',
+    ]
+    assert '.venv/bin/python' in run.stderr  # which the first of them makes
+    (tmp_path / '.venv').mkdir()
+    run = subprocess.run(['bash', '.ci/run'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (1, '')
+    assert run.stderr.startswith('error: .venv exists')
+
+
 def test_a_complete_environment_costs_one_look_and_no_pip(complete_environment, monkeypatch, capsys):
     commands = []
     run = subprocess.run
@@ -562,6 +618,8 @@ def test_what_pip_left_wrong_is_named(verify):
         verify([dataclasses.replace(WHOLE, installed=versions)])
     with pytest.raises(install.InstallError, match=r'pip left timm 0.9.0 in '):
         verify([dataclasses.replace(WHOLE, oracles={**ORACLES, 'timm': '0.9.0'})])
+    with pytest.raises(install.InstallError, match=r'holds swinv2_mm of None, not of '):
+        verify([dataclasses.replace(WHOLE, source=None)])
     with pytest.raises(install.InstallError, match=r"No module named 'ftfy': .* is broken"):
         verify([WHOLE], error="ModuleNotFoundError: No module named 'ftfy'")
     with pytest.raises(
@@ -582,7 +640,7 @@ def test_run_tests_passes_its_arguments_to_pytest_and_gives_its_exit_code(comple
 # ---------------------------------------------------------------- the package
 
 
-def test_the_metadata_needs_no_torch_to_build_and_asks_for_no_mmengine(tmp_path):
+def test_the_metadata_needs_no_torch_to_build_and_asks_for_nothing(tmp_path):
     for name in ('setup.cfg', 'pyproject.toml', 'LICENSE'):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / 'README.md').touch()
@@ -596,9 +654,9 @@ def test_the_metadata_needs_no_torch_to_build_and_asks_for_no_mmengine(tmp_path)
 
     assert (metadata['Name'], metadata['Version']) == ('swinv2-mm', swinv2_mm.__version__)
     assert (metadata['License'] or metadata['License-Expression']) == 'Apache-2.0'
-    assert metadata['Requires-Python'] == '>=3.10'
+    assert metadata['Requires-Python'] == '>=3.8'
     assert set(metadata.get_all('Provides-Extra')) >= {'det', 'seg', 'test'}
     required = metadata.get_all('Requires-Dist')
-    assert [line for line in required if 'extra ==' not in line] == ['torch>=2.6', 'numpy', 'safetensors>=0.4']
+    assert [line for line in required if 'extra ==' not in line] == []  # pip would install over what is there
     assert 'mmdet==3.3.0; extra == "det"' in required
     assert 'mmsegmentation==1.2.2; extra == "seg"' in required

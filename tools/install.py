@@ -52,11 +52,10 @@ class InstallError(Exception):
 
 
 def read_pins(path: Path = ROOT / 'setup.cfg') -> dict[str, list[str]]:
-    """Requirements by the name of their extra, and under `install_requires` those of the package itself."""
+    """Requirements by the name of their extra."""
     config = configparser.ConfigParser(interpolation=None)
     config.read_string(Path(path).read_text())
-    sections = {**config['options.extras_require'], 'install_requires': config['options']['install_requires']}
-    return {name: value.strip().split('\n') for name, value in sections.items()}
+    return {name: value.strip().split('\n') for name, value in config['options.extras_require'].items()}
 
 
 def split_requirement(requirement: str) -> tuple[str, str]:
@@ -86,9 +85,9 @@ def requirements_of(pins: Mapping[str, list[str]], stack: str) -> dict[str, str]
 
 
 def missing(pins: Mapping[str, list[str]], stack: str, installed: Mapping[str, str]) -> list[str]:
-    """Names of the distributions that are absent or of a wrong version. Any torch that the package accepts will do."""
+    """Names of the distributions that are absent or of a wrong version. A torch that may be kept will do."""
     needed = requirements_of(pins, stack)
-    needed['torch'] = next(line for line in pins['install_requires'] if split_requirement(line)[0] == 'torch')
+    (needed['torch'],) = pins['kept']
 
     def is_met(name, requirement):
         versions = [installed.get(other) for other in (OPENCV if name in OPENCV else (name,))]
@@ -183,10 +182,8 @@ def space_problem(environment: Path, size: int, temporary: Path, usage=shutil.di
 
 def torch_problem(pins: Mapping[str, list[str]], installed: Mapping[str, str]) -> str | None:
     """The environment holds a torch that is too old. It is somebody's choice, so it is not replaced."""
-    if 'torch' not in installed:
-        return None
-    requirement = next(line for line in pins['install_requires'] if split_requirement(line)[0] == 'torch')
-    if satisfies(installed['torch'], split_requirement(requirement)[1]):
+    (requirement,) = pins['kept']
+    if 'torch' not in installed or satisfies(installed['torch'], split_requirement(requirement)[1]):
         return None
     return (
         f'torch {installed["torch"]} in {sys.prefix} is too old: pip install "{requirement}" there, '
@@ -447,8 +444,9 @@ def explain(text: str) -> str:
 def ensure_environment(stack: str | None = None) -> None:
     """Come back in a complete environment, installing what is missing; at no cost if nothing is.
 
-    Outside an environment this creates `.venv` and starts the running script anew in it. If that can't be, it prints a
-    line with the cause and the cure and exits with code 2.
+    Outside an environment this creates `.venv` and starts the running script anew in it, and it does so once more after
+    an installation, since an interpreter that runs does not see what has been installed since it started. If the
+    environment can't be completed, it prints a line with the cause and the cure and exits with code 2.
 
     Args:
         stack (str, optional): upstream or onedl. Default: the environment variable SWINV2_MM_STACK, else the stack that
@@ -461,15 +459,20 @@ def ensure_environment(stack: str | None = None) -> None:
         environment = choose_environment(sys.prefix, sys.base_prefix, os.environ)
         if environment != Path(sys.prefix):
             create(environment)
-            python = str(environment / 'bin' / 'python')
-            os.execv(python, [python, *sys.argv])
-        complete(stack)
+            _start_anew(str(environment / 'bin' / 'python'))
+        if complete(stack):
+            _start_anew(sys.executable)
     except InstallError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print('interrupted: run again to go on', file=sys.stderr)
         sys.exit(130)
+
+
+def _start_anew(python):
+    """Replace this process by the same script under an interpreter."""
+    os.execv(python, [python, *sys.argv])
 
 
 def choose_environment(prefix: str, base_prefix: str, environ: Mapping[str, str]) -> Path:
@@ -506,8 +509,12 @@ def create(environment: Path) -> None:
         raise InstallError(f'no virtual environment in {environment}: {reason}')
 
 
-def complete(stack: str | None) -> None:
-    """Install what the running interpreter's environment lacks, and check what it holds."""
+def complete(stack: str | None) -> bool:
+    """Install what the running interpreter's environment lacks, and check what it holds.
+
+    Returns:
+        bool: whether something was installed.
+    """
     started, pins = time.monotonic(), read_pins()
     names = [split_requirement(line)[0] for lines in pins.values() for line in lines] + list(OPENCV)
     found = survey(names)
@@ -515,7 +522,7 @@ def complete(stack: str | None) -> None:
     steps = plan(pins, stack, found)
     if not steps and not found.ops:
         say(f'{sys.prefix} is complete: {stack} stack, checked in {clock(started)}')
-        return
+        return False
     _stop_on(python_problem() or torch_problem(pins, found.installed))
     if found.ops or any(step.compiles for step in steps):
         size = ENVIRONMENT_SIZE - ('torch' in found.installed) * TORCH_SIZE
@@ -531,6 +538,7 @@ def complete(stack: str | None) -> None:
         run_step(step, log, f'{number}/{len(steps)}')
     verify(pins, stack, names, log)
     say(f'{sys.prefix} is complete: {stack} stack, installed in {clock(started)}')
+    return True
 
 
 def _warn_of_cuda():
@@ -561,6 +569,8 @@ def verify(pins: Mapping[str, list[str]], stack: str, names: list[str], log: Pat
     if lacking:
         versions = ', '.join(f'{name} {versions.get(name, "(none)")}' for name, versions in lacking)
         raise InstallError(f'pip left {versions} in {sys.prefix}: use a fresh environment; see {log}')
+    if found.source != ROOT.as_uri():
+        raise InstallError(f'{sys.prefix} holds swinv2_mm of {found.source}, not of {ROOT}: use a fresh environment')
     say('Importing mmdet and mmseg')
     modules = 'mmengine, mmcv, mmdet, mmseg'
     imports = f'import mmdet.datasets, mmdet.models, mmseg.models, swinv2_mm, {modules}; '
