@@ -5,6 +5,8 @@ norms with one per value, as the official `flops()` does; not the position MLPs,
 blocks and the patch merging after them, with its output norm. The backbone has no classifier.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -100,7 +102,7 @@ def table(rows: Sequence[Row]) -> str:
     """The rows and their total, aligned."""
     cost = total(row.cost for row in rows)
     lines = [HEADER, *map(cells, rows), ('total', '', '', '', '', '', '', *cells_of_cost(cost))]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
     return '\n'.join(
         '  '.join(
             cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))

@@ -5,6 +5,8 @@ slow minute of the machine meets all of them. `gemm` is no implementation: it is
 alone, at its shapes, and bounds what any can reach.
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
 import json

@@ -1,5 +1,7 @@
 """What one process of the benchmark does: build one implementation, run it, and say how long and how much memory."""
 
+from __future__ import annotations
+
 import ctypes
 import gc
 import math

@@ -5,6 +5,8 @@ would, moves it into Mask R-CNN and UPerNet at 256 pixels and window 8, trains a
 find.
 """
 
+from __future__ import annotations
+
 import argparse
 import glob
 import importlib
@@ -166,7 +168,7 @@ def main() -> None:
     for start, flags in starts.items():
         folder = work_dir / start.replace(' ', '_')
         results[start] = train_and_infer(DETECTOR, data_root, folder / 'mask_rcnn', images, *seed, *flags)
-        results[start] |= train_and_infer(SEGMENTOR, data_root / 'ade', folder / 'upernet', images, *seed, *flags)
+        results[start].update(train_and_infer(SEGMENTOR, data_root / 'ade', folder / 'upernet', images, *seed, *flags))
 
     print(f'\n{table(results)}')
     print(f'\n{(time.monotonic() - started) / 60:.1f} minutes; in {work_dir}:')

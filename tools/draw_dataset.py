@@ -5,6 +5,8 @@ are drawn without regard to the category, so that a model has to see the shape. 
 (with the same NumPy and OpenCV), and a scene does not depend on how many others are drawn.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
@@ -13,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-from mmengine.utils import track_iter_progress
+from progress import track
 from pycocotools import mask as rle_codec
 
 VERSION = '1'  # to be raised with every change of what is drawn: it tells an older data set from the current one
@@ -167,7 +169,7 @@ def write_split(root: Path, split: str, info: dict) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     coco_images, ade_images, ade_labels = folders
     images, annotations = [], []
-    for image_id in track_iter_progress(range(1, info[split] + 1)):
+    for image_id in track(range(1, info[split] + 1)):
         image, objects = draw_scene(np.random.default_rng([info['seed'], number, image_id]))
         name = f'{image_id:012d}'
         jpg = cv2.imencode('.jpg', image, JPEG_QUALITY)[1].tobytes()

@@ -19,6 +19,8 @@ extension alone (a.jpg, a.png), their outputs carry it (a.jpg.png). An image tha
 at the end.
 """
 
+from __future__ import annotations
+
 import argparse
 import glob
 import json
@@ -36,8 +38,8 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import InstanceData
-from mmengine.utils import track_iter_progress
 from PIL import Image, UnidentifiedImageError
+from progress import track
 from torch import nn
 
 import swinv2_mm.launch as launch
@@ -206,7 +208,7 @@ def is_image(path: str, out: str) -> bool:
     """Whether the path is of a file that looks like an image and is no result of an earlier run into ``out``."""
     looks_so = path.lower().endswith(EXTENSIONS) and os.path.isfile(path)
     results = [Path(out, folder).resolve() for folder in (OVERLAYS, LABELS)]
-    return looks_so and not any(Path(path).resolve().is_relative_to(folder) for folder in results)
+    return looks_so and not any(folder in Path(path).resolve().parents for folder in results)
 
 
 def make_folder(out: str) -> None:
@@ -234,7 +236,7 @@ def read_images(images: dict[str, Path], cfg: Config, unreadable: dict[Path, str
     """
     steps = [step for step in test_dataset(cfg).pipeline if 'Annotation' not in str(step.type)]
     load, transform = Compose(steps[:1]), Compose(steps[1:])
-    for name, path in track_iter_progress(list(images.items())):
+    for name, path in track(list(images.items())):
         try:
             check_whole(path)
             loaded = load(dict(img_path=str(path), img_id=name))

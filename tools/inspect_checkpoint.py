@@ -1,5 +1,7 @@
 """Say what a checkpoint is, which windows it was trained with, and whether it loads, without building a model."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections import Counter
@@ -25,7 +27,7 @@ def parse_args(argv=None):
 def describe_tensors(converted) -> list[tuple[str, str]]:
     """What there is to say without knowing the architecture."""
     weights, left_out = converted.weights, Counter(converted.left_out.values())
-    dtypes = sorted({str(value.dtype).removeprefix('torch.') for value in weights.values()})
+    dtypes = sorted({str(value.dtype).replace('torch.', '') for value in weights.values()})
     norms = sorted({name.split('.')[0] for name in weights if name.startswith('norm')})
     return [
         ('format', converted.format),

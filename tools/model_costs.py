@@ -1,6 +1,7 @@
 """What a backbone costs, part by part: the calculations of `analyze_model.py`, whose text says what is counted."""
 
-from bisect import bisect_right
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
@@ -292,8 +293,14 @@ def peak(rows: Sequence[Row], batch: int) -> Peak:
 
 def largest_batch(rows: Sequence[Row], available: int) -> int:
     """The largest batch whose `peak` fits so many bytes; 0 if not even one image does."""
-    more_than_fit = available // total(row.cost for row in rows).output + 1
-    return bisect_right(range(1, more_than_fit + 1), available, key=lambda batch: peak(rows, batch).total)
+    fits, too_large = 0, available // total(row.cost for row in rows).output + 1
+    while too_large - fits > 1:
+        batch = (fits + too_large) // 2
+        if peak(rows, batch).total <= available:
+            fits = batch
+        else:
+            too_large = batch
+    return fits
 
 
 def norm_kept(norm: nn.Module, tokens: int) -> int:

@@ -1,5 +1,7 @@
 """Other implementations of Swin V2, each as a backbone with four maps: what benchmarks and tests compare with."""
 
+from __future__ import annotations
+
 import importlib.util
 import sys
 from collections.abc import Callable

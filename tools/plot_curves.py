@@ -1,5 +1,7 @@
 """Plot the loss and the metrics of a training run against its iterations."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
@@ -51,7 +53,7 @@ def plot(scalars: dict[str, dict[int, float]], out: Path) -> None:
     for name in metrics:
         scale = 100 if name.startswith('coco/') else 1  # mmseg gives percent
         values = [scale * value for value in scalars[name].values()]
-        right.plot(scalars[name].keys(), values, marker='o', label=name.removeprefix('coco/'))
+        right.plot(scalars[name].keys(), values, marker='o', label=name.replace('coco/', ''))
     right.set(xlabel='step of validation', ylabel='percent', ylim=(0, 100))
     for axes in (left, right):
         axes.grid(alpha=0.3)

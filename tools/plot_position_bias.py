@@ -1,5 +1,7 @@
 """Plot the position bias of a head at its pretrained window and moved to another, by three ways of moving it."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
@@ -51,7 +53,7 @@ def read_position_bias(source, stage: int, block: int, head: int) -> ContinuousP
             '--pretrained-window-sizes, and plot what that writes'
         )
     marker = f'layers.{stage}.blocks.{block}.attn.'
-    weights = {name.removeprefix(marker): value for name, value in converted.weights.items() if marker in name}
+    weights = {name.replace(marker, ''): value for name, value in converted.weights.items() if marker in name}
     if not weights or not 0 <= head < len(weights['logit_scale']):
         raise CheckpointError(f'{source} has no head {head} in block {block} of stage {stage}')
     holder = next(name.split('.')[0] for name in weights if name.endswith('cpb_mlp.2.weight'))
@@ -107,7 +109,7 @@ def tables(mlp: ContinuousPositionBias, window: int) -> dict[str, Tensor]:
             title += f', fitted to RMSE {error:.2g}'
         moved[title] = source.table(window, window)[0]
     resized = resize_table(original.flatten()[:, None], window)
-    return moved | {'bicubic': resized.view(2 * window - 1, -1)}
+    return {**moved, 'bicubic': resized.view(2 * window - 1, -1)}
 
 
 def plot(mlp: ContinuousPositionBias, window: int, title: str, out: Path) -> None:
@@ -117,7 +119,7 @@ def plot(mlp: ContinuousPositionBias, window: int, title: str, out: Path) -> Non
     figure = plt.figure(figsize=(15, 8), layout='constrained')
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     maps = {f'pretrained, window {pretrained}': original}
-    maps |= {f'{name.split(",")[0]}, window {window}': table for name, table in moved.items()}
+    maps.update({f'{name.split(",")[0]}, window {window}': table for name, table in moved.items()})
     draw_maps(upper, maps, pretrained)
 
     axes = lower.subplots()

@@ -3,6 +3,8 @@
 It stands in for a published ImageNet checkpoint where none can be downloaded: low resolution, small windows.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
@@ -170,7 +172,8 @@ def official(model: Classifier) -> dict:
     """The checkpoint that the official repository would write of a classifier."""
     backbone = model.backbone
     weights = export(backbone.state_dict(), backbone.pretrained_window_sizes, 'official')
-    return dict(model=weights | {f'head.{name}': value for name, value in model.head.state_dict().items()})
+    head = {f'head.{name}': value for name, value in model.head.state_dict().items()}
+    return dict(model={**weights, **head})
 
 
 def main() -> int:

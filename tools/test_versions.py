@@ -1,0 +1,96 @@
+"""Run the tests of the package in an environment of another Python and PyTorch, which is made in `.venv-pyX-torchY`.
+
+It holds no mmdet, mmseg and mmcv: these tests need the package and mmengine alone. An environment that is there is used
+again; with a CUDA build of PyTorch, as pip and uv take it, it has about 5 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from install import ROOT, ensure_environment, processes_at_once, say
+
+TESTS = (
+    'amp arch attention backbone backbone_reference backbone_training checkpoint checkpoint_mutation checkpoint_tools '
+    'compat compile distributed files formats linear ops optim position_bias pretrained_windows registry unpickling '
+    'windows'
+)
+LIBRARIES = (  # of the tests, and of mmengine, which asks for opencv-python, which needs libGL
+    'addict',
+    'hypothesis',
+    'matplotlib',
+    'opencv-python-headless<5',
+    'packaging',
+    'pillow',
+    'pycocotools',
+    'pytest',
+    'pytest-xdist',
+    'pyyaml',
+    'rich',
+    'safetensors',
+    'scipy',
+    'setuptools<81',  # mmengine imports pkg_resources
+    'termcolor',
+    'transformers',
+    'yapf',
+)
+MMENGINE = 'mmengine==0.10.7'
+GIGABYTES = 4  # of memory, for a worker
+
+
+def uv(*arguments: str) -> None:
+    """Run uv; it ends the tool if it fails.
+
+    pyenv's Pythons are looked for too, whichever of them is on.
+    """
+    pyenv = Path(os.environ.get('PYENV_ROOT', Path.home() / '.pyenv'))
+    path = os.pathsep.join([*map(str, sorted(pyenv.glob('versions/*/bin'))), os.environ['PATH']])
+    command = [sys.executable, '-m', 'uv', *arguments]
+    if subprocess.run(command, env={**os.environ, 'PATH': path}).returncode:
+        sys.exit(f'error: uv {" ".join(arguments)} failed for the reason above')
+
+
+def make_environment(python: str, torch: str, numpy: str, mmengine: str) -> Path:
+    """Make the environment, or complete the one that is there. Returns its folder."""
+    folder = ROOT / f'.venv-py{python}-torch{torch}'
+    if not folder.exists():
+        uv('venv', '--quiet', '--python', python, str(folder))
+    inside = ('pip', 'install', '--quiet', '--python', str(folder / 'bin' / 'python'))
+    uv(*inside, f'torch=={torch}', numpy, *LIBRARIES)
+    uv(*inside, '--no-deps', '--reinstall-package', 'swinv2-mm', mmengine, str(ROOT))
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog='example: python3 tools/test_versions.py --python 3.8 --torch 2.0.1'
+    )
+    parser.add_argument('--python', required=True, help='for example 3.8, or the path of an interpreter')
+    parser.add_argument('--torch', required=True, help='for example 2.1.2')
+    parser.add_argument('--numpy', help='a requirement (default: numpy, before PyTorch 2.3 numpy<2)')
+    parser.add_argument('--mmengine', default=MMENGINE, help='a requirement (default: %(default)s)')
+    parser.add_argument('tests', nargs='*', help='arguments of pytest (default: all tests of the package)')
+    args = parser.parse_args()
+    ensure_environment()
+    os.chdir(ROOT)
+    old = tuple(map(int, args.torch.split('.')[:2])) < (2, 3)  # built with NumPy 1, and does not work with 2
+    say(f'Making an environment of Python {args.python} and PyTorch {args.torch}')
+    folder = make_environment(args.python, args.torch, args.numpy or ('numpy<2' if old else 'numpy'), args.mmengine)
+    code = 'import sys, torch, numpy, mmengine; print(f"Python {sys.version.split()[0]}, PyTorch {torch.__version__}, '
+    code += 'NumPy {numpy.__version__}, mmengine {mmengine.__version__}", flush=True)'
+    python = str(folder / 'bin' / 'python')
+    subprocess.run([python, '-c', code], check=True)
+    workers = min(processes_at_once(GIGABYTES), 4)
+    os.environ['OMP_NUM_THREADS'] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    tests = args.tests or [f'tests/test_{name}.py' for name in TESTS.split()]
+    # The console script, for `python -m pytest` would import the package of the checkout, and this one is installed.
+    pytest = str(folder / 'bin' / 'pytest')
+    os.execv(pytest, [pytest, '-n', str(workers), '--dist', 'worksteal', '-p', 'no:cacheprovider', *tests])
+
+
+if __name__ == '__main__':
+    main()
