@@ -1,5 +1,14 @@
 """Swin Transformer V2 for OpenMMLab; importing it registers the backbone and how to train it."""
 
+import mmengine
+from mmengine.utils import digit_version
+
+if digit_version(mmengine.__version__) < digit_version('0.8.0'):
+    raise ImportError(
+        'swinv2_mm needs mmengine 0.8 or later, which mmdet 3 and mmseg 1 take too, and this environment has '
+        f'{mmengine.__version__}: pip install mmengine==0.10.7'
+    )
+
 from .amp import BFloat16OptimWrapper
 from .backbone import SwinTransformerV2
 from .checkpoint import LoadReport, load_pretrained

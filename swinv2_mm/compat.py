@@ -1,4 +1,4 @@
-"""What differs between versions of PyTorch: every branch by version is here. The package needs 2.0 or later."""
+"""What differs between versions of PyTorch: every branch by version is here, and what is too old is refused."""
 
 from __future__ import annotations
 

@@ -122,3 +122,10 @@ def test_a_weight_keeps_its_gradient_after_a_cast_without_one():
         layer(x).float().sum().backward()
         assert torch.is_autocast_cache_enabled()
     torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(3, 4), rtol=0.02, atol=0.02)
+
+
+def test_an_mmengine_that_is_too_old_is_refused_in_one_line_that_names_it():
+    code = "import mmengine; mmengine.__version__ = '0.7.4'; import swinv2_mm"
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    message = 'ImportError: swinv2_mm needs mmengine 0.8 or later, which mmdet 3 and mmseg 1 take too, and this '
+    assert run.stderr.split('\n')[-2].startswith(f'{message}environment has 0.7.4: ')
