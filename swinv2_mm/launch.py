@@ -7,6 +7,7 @@ whole model: of a tested model's weights and of parameter groups.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +63,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
         overrides (Mapping, optional): values by dotted name, as ``--cfg-options`` gives them.
 
     Raises:
-        ValueError: there is no such file, or it is for neither mmdet nor mmseg.
+        ValueError: there is no such file, it is for neither mmdet nor mmseg, or the one that it is for does not import.
     """
     if not os.path.isfile(path):
         raise ValueError(f'config {path} does not exist')
@@ -83,6 +84,11 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
             f'config {path} is for neither mmdet nor mmseg: default_scope is {scope!r} and it has '
             f'{"a" if "model" in cfg else "no"} model; inherit a recipe of mmdet:: or mmseg::'
         )
+    try:
+        importlib.import_module(f'{scope}.models')
+    except Exception as error:  # an mmcv of another version or for another PyTorch, in many ways
+        reason = (str(error) or type(error).__name__).split('\n')[0]
+        raise ValueError(f'config {path} is for {scope}, which does not import here: {reason}') from error
     return cfg
 
 

@@ -105,7 +105,7 @@ def their_names(layout, ours):
     """Names of all tensors of a layout that make one of the backbone."""
     name = their_name(layout, ours)
     if layout == 'transformers' and name.endswith('.attn.qkv.weight'):
-        stem = name.removesuffix('attn.qkv.weight')
+        stem = name[: -len('attn.qkv.weight')]
         return [f'{stem}{HF}{part}.weight' for part in ('query', 'key', 'value')]
     if layout == 'torchvision' and name.endswith(('.attn.q_bias', '.attn.v_bias')):
         return [name[: -len('q_bias')] + 'qkv.bias']
@@ -205,7 +205,7 @@ def checkpoint(layout, prefix='', **changes):
     if LAYOUTS[layout].tables:
         for name in state_dict:
             if name.endswith('logit_scale'):
-                stem = their_name(layout, name).removesuffix('logit_scale')
+                stem = their_name(layout, name)[: -len('logit_scale')]
                 table = coordinates(WINDOW, windows[int(name.split('.')[1])].item())
                 theirs[f'{stem}relative_coords_table'] = table
                 theirs[f'{stem}relative_position_index'] = torch.zeros(WINDOW**2, WINDOW**2, dtype=torch.int64)
@@ -280,7 +280,7 @@ def check_load(backbone, source, theirs, prefix):
     layout = ALIASES.get(report.format, report.format)
     anchor = their_name(layout, 'patch_embed.proj.weight')
     if prefix + anchor not in theirs:  # renamed
-        prefix = next(name for name in theirs if name.endswith(anchor)).removesuffix(anchor)
+        prefix = next(name for name in theirs if name.endswith(anchor))[: -len(anchor)]
     values, used = right_values(layout, prefix, theirs, set(after) - {'pretrained_windows'})
     for name, value in after.items():
         if name in report.initial:

@@ -65,6 +65,14 @@ def test_the_front_door_is_the_host_recipe_with_another_backbone(tmp_path):
     assert cfg.model.backbone.init_cfg.checkpoint.endswith('/v2.0.0/swinv2_tiny_patch4_window16_256.pth')
 
 
+def test_a_host_that_does_not_import_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmdet.models', None)
+    with pytest.raises(ValueError) as error:
+        launch.load_config(DET)
+    message = f'config {DET} is for mmdet, which does not import here: import of mmdet.models halted'
+    assert str(error.value).startswith(message) and '\n' not in str(error.value)
+
+
 def test_data_root_moves_every_data_set_and_metric(seg):
     cfg = launch.load_config(DET)
     launch.set_data_root(cfg, '/elsewhere')

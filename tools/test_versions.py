@@ -35,10 +35,13 @@ LIBRARIES = (  # of the tests, and of mmengine, which asks for opencv-python, wh
     'scipy',
     'setuptools<81',  # mmengine imports pkg_resources
     'termcolor',
-    'transformers',
     'yapf',
 )
 MMENGINE = 'mmengine==0.10.7'
+CEILINGS = {  # what takes an older PyTorch, by the first one that the newest takes
+    (2, 3): 'numpy<2',  # with which it was built
+    (2, 6): 'transformers<5',
+}
 GIGABYTES = 4  # of memory, for a worker
 
 
@@ -56,11 +59,13 @@ def uv(*arguments: str) -> None:
 
 def make_environment(python: str, torch: str, numpy: str, mmengine: str) -> Path:
     """Make the environment, or complete the one that is there. Returns its folder."""
+    version = tuple(map(int, torch.split('.')[:2]))
+    ceilings = [ceiling for first, ceiling in CEILINGS.items() if version < first]
     folder = ROOT / f'.venv-py{python}-torch{torch}'
     if not folder.exists():
         uv('venv', '--quiet', '--python', python, str(folder))
     inside = ('pip', 'install', '--quiet', '--python', str(folder / 'bin' / 'python'))
-    uv(*inside, f'torch=={torch}', numpy, *LIBRARIES)
+    uv(*inside, f'torch=={torch}', numpy, 'transformers', *ceilings, *LIBRARIES)
     uv(*inside, '--no-deps', '--reinstall-package', 'swinv2-mm', mmengine, str(ROOT))
     return folder
 
@@ -71,15 +76,14 @@ def main() -> None:
     )
     parser.add_argument('--python', required=True, help='for example 3.8, or the path of an interpreter')
     parser.add_argument('--torch', required=True, help='for example 2.1.2')
-    parser.add_argument('--numpy', help='a requirement (default: numpy, before PyTorch 2.3 numpy<2)')
+    parser.add_argument('--numpy', default='numpy', help='a requirement (default: the newest that fits)')
     parser.add_argument('--mmengine', default=MMENGINE, help='a requirement (default: %(default)s)')
     parser.add_argument('tests', nargs='*', help='arguments of pytest (default: all tests of the package)')
     args = parser.parse_args()
     ensure_environment()
     os.chdir(ROOT)
-    old = tuple(map(int, args.torch.split('.')[:2])) < (2, 3)  # built with NumPy 1, and does not work with 2
     say(f'Making an environment of Python {args.python} and PyTorch {args.torch}')
-    folder = make_environment(args.python, args.torch, args.numpy or ('numpy<2' if old else 'numpy'), args.mmengine)
+    folder = make_environment(args.python, args.torch, args.numpy, args.mmengine)
     code = 'import sys, torch, numpy, mmengine; print(f"Python {sys.version.split()[0]}, PyTorch {torch.__version__}, '
     code += 'NumPy {numpy.__version__}, mmengine {mmengine.__version__}", flush=True)'
     python = str(folder / 'bin' / 'python')
