@@ -185,7 +185,8 @@ def _safetensors(path):
     try:
         import safetensors.torch
     except ImportError:
-        raise CheckpointError(f'{path} takes the library safetensors, which is not installed: pip install it') from None
+        cure = 'pip install safetensors'
+        raise CheckpointError(f'{path} takes the library safetensors, which is not installed: {cure}') from None
     return safetensors.torch
 
 

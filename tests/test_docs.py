@@ -26,9 +26,14 @@ from swinv2_mm.formats import export
 ROOT = Path(__file__).parents[1]
 PAGES = (
     'README.md',
-    *(f'docs/{name}.md' for name in ('getting_started', 'checkpoints', 'recipes', 'faq', 'performance')),
+    *(f'docs/{name}.md' for name in ('getting_started', 'compatibility', 'checkpoints', 'recipes', 'faq')),
+    'docs/performance.md',
 )
-BY_CI = ('python3 tools/demo.py', 'python3 tools/run_tests.py')
+BY_CI = (
+    'python3 tools/demo.py',
+    'python3 tools/run_tests.py',
+    'python3 tools/test_versions.py --python 3.8 --torch 2.0.1',
+)
 PRINTED = """
 python() { printf '%s\\x1f' python "$@"; echo; }
 python3() { printf '%s\\x1f' python3 "$@"; echo; }

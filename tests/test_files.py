@@ -218,9 +218,11 @@ def test_without_safetensors_its_files_alone_are_an_error(tmp_path, monkeypatch)
     write_checkpoint({'w': torch.ones(1)}, tmp_path / 'x.safetensors')
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)  # importing it fails
     assert error_of(read_checkpoint, tmp_path / 'x.safetensors').endswith(
-        'takes the library safetensors, which is not installed: pip install it'
+        'takes the library safetensors, which is not installed: pip install safetensors'
     )
-    assert error_of(write_checkpoint, {'w': torch.ones(1)}, tmp_path / 'y.safetensors').endswith('pip install it')
+    assert error_of(write_checkpoint, {'w': torch.ones(1)}, tmp_path / 'y.safetensors').endswith(
+        'pip install safetensors'
+    )
     write_checkpoint({'w': torch.ones(1)}, tmp_path / 'x.pth')
     assert read_checkpoint(tmp_path / 'x.pth')['w'].tolist() == [1]
     assert sorted(os.listdir(tmp_path)) == ['x.pth', 'x.safetensors']
