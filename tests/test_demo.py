@@ -160,16 +160,18 @@ def test_the_demo_ends_with_what_is_worse_than_it_should_be(load_tool):
 @pytest.mark.parametrize('seed', [0, 1])
 def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsys, seed):
     demo = load_tool('demo')
-    calls = []
+    calls, logs = [], []
 
-    def run(tool, *args):
-        calls.append((tool, *map(str, args)))
-        if tool == 'train.py':
-            work_dir = Path(args[args.index('--work-dir') + 1])
-            work_dir.mkdir(parents=True)
-            (work_dir / 'last_checkpoint').write_text(f'{work_dir}/iter_1.pth')
+    def run_side_by_side(commands):
+        for (tool, *args), log in commands.items():
+            calls.append((tool, *map(str, args)))
+            logs.append(log)
+            if tool == 'train.py':
+                work_dir = Path(args[args.index('--work-dir') + 1])
+                work_dir.mkdir(parents=True)
+                (work_dir / 'last_checkpoint').write_text(f'{work_dir}/iter_1.pth')
 
-    monkeypatch.setattr(demo, 'run', run)
+    monkeypatch.setattr(demo, 'run_side_by_side', run_side_by_side)
     monkeypatch.setattr(
         demo,
         'read_metrics',
@@ -195,6 +197,8 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
     assert [call[1] for call in trained] == [demo.DETECTOR, demo.SEGMENTOR] * 3
     assert all(call[call.index('--seed') + 1] == str(seed) for call in trained)
     assert all(f'seed_{seed}' in call[call.index('--work-dir') + 1] for call in trained)
+    folders = [tmp_path / f'seed_{seed}' / start for start in ('transferred', 'from_scratch', 'wrong_normaliser')]
+    assert list(filter(None, logs)) == [folder / 'upernet.log' for folder in folders]
     checkpoints = [Path(call[call.index('--checkpoint') + 1]).name for call in trained]
     written = 'swinv2_shapes_patch4_window4_64.pth'
     assert checkpoints == [written, written, 'none', 'none', written, written]
@@ -249,3 +253,34 @@ demo.run('draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 2)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith('draw_dataset.py: error:')
     assert 'shapes exists and is not the data set asked for' in done.stderr
+
+
+def test_tools_run_side_by_side_with_shares_of_the_cores(tmp_path):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT / 'tools')!r})
+import cv2, torch
+from pathlib import Path
+import demo
+encode, shown = cv2.imencode, set()
+def imencode(*args):
+    if not shown:
+        shown.add(print('threads', torch.get_num_threads()))
+    return encode(*args)
+cv2.imencode = imencode
+demo.has_gpu = lambda: False
+os.sched_getaffinity = lambda process: range(6)
+out = Path({str(tmp_path)!r})
+draw = lambda name, *flags: ('draw_dataset.py', out / name, '--train', 1, '--val', 1, *flags)
+demo.run_side_by_side({{draw('a'): None, draw('b'): out / 'logs/b.log'}})
+print('both done', flush=True)
+demo.run_side_by_side({{('draw_dataset.py', out / 'c', '--train', 100000): None, draw('a', '--seed', 1): out / 'd.log'}})
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=100)
+    shown, log = done.stdout, (tmp_path / 'logs/b.log').read_text()
+    assert f'wrote {tmp_path}/a' in shown and f'wrote {tmp_path}/b' in log and f'wrote {tmp_path}/b' not in shown
+    assert 'threads 3' in shown and 'threads 3' in log
+    assert 'both done' in shown
+    assert done.returncode == 2  # of the second, which stops the first
+    assert done.stderr.strip().splitlines()[-1] == f'error: it failed, see the end of {tmp_path}/d.log'
+    assert 'exists and is not the data set asked for' in (tmp_path / 'd.log').read_text()

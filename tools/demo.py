@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import glob
 import importlib
-import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,21 +35,38 @@ METRICS = {  # what is printed of each model's metrics, and what makes it percen
 
 
 def run(tool: str, *args) -> None:
-    """Run one of the tools beside this file in a process of its own; a failure ends the demo with its exit code.
+    """Run one of the tools beside this file; a failure ends the demo with its exit code."""
+    run_side_by_side({(tool, *args): None})
 
-    That process is a fork, which finds the hosts imported, unless there is a GPU: CUDA does not survive a fork.
+
+def run_side_by_side(commands: dict[tuple, Path | None]) -> None:
+    """Run tools beside this file at once, with equal shares of the cores: for small models that is faster than in turn.
+
+    Each runs in a process of its own. That is a fork, which finds the hosts imported, unless there is a GPU: CUDA does
+    not survive a fork. The first failure stops the others, and ends the demo with its exit code.
+
+    Args:
+        commands (dict): of each tool and its arguments, a file for what it prints, or None to have it shown.
     """
-    command = [str(ROOT / 'tools' / tool), *map(str, args)]
-    print(f'\n$ python tools/{tool} {" ".join(command[1:])}', flush=True)
-    if has_gpu():
-        code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
-    else:
-        process = multiprocessing.get_context('fork').Process(target=run_script, args=(command,))
+    threads = max(1, len(os.sched_getaffinity(0)) // len(commands))
+    processes = {}
+    for (tool, *args), log in commands.items():
+        command = [str(ROOT / 'tools' / tool), *map(str, args)]
+        print(f'\n$ python tools/{tool} {" ".join(command[1:])}{f" &> {log} &" if log else ""}', flush=True)
+        target = exec_script if has_gpu() else run_script
+        process = multiprocessing.get_context('fork').Process(target=target, args=(command, threads, log))
         process.start()
-        process.join()
-        code = process.exitcode
-    if code:
-        sys.exit(code)
+        processes[process.sentinel] = process, log
+    while processes:
+        for sentinel in multiprocessing.connection.wait(processes):
+            process, log = processes.pop(sentinel)
+            process.join()
+            if process.exitcode:
+                for other, _ in processes.values():
+                    other.terminate()
+                if log:
+                    print(f'error: it failed, see the end of {log}', file=sys.stderr)
+                sys.exit(process.exitcode)
 
 
 def has_gpu() -> bool:
@@ -59,29 +75,59 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def run_script(command: list[str]) -> None:
+def run_script(command: list[str], threads: int, log: Path | None) -> None:
     """Run a script of this folder and its arguments as the main module, in the repository."""
-    os.chdir(ROOT)
+    import torch
+
+    prepare(threads, log)
+    torch.set_num_threads(threads)
     sys.argv = command
     runpy.run_path(command[0], run_name='__main__')
 
 
-def train_and_infer(config: str, data_root: Path, work_dir: Path, images: str, *flags) -> dict[str, float]:
-    """Train a model, or continue the run that is in the work dir, and draw its losses, metrics and predictions.
+def exec_script(command: list[str], threads: int, log: Path | None) -> None:
+    """The same by a fresh interpreter in place of this process."""
+    prepare(threads, log)
+    os.execv(sys.executable, [sys.executable, *command])
+
+
+def prepare(threads: int, log: Path | None) -> None:
+    """Make this process one that works in the repository, with some threads, and prints to a file if there is one."""
+    os.chdir(ROOT)
+    os.environ['OMP_NUM_THREADS'] = str(threads)
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open('a') as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+
+
+def train_and_infer(data_root: Path, folder: Path, images: str, *flags) -> dict[str, float]:
+    """Train both models side by side, or continue the runs that are there, and draw losses, metrics and predictions.
 
     ``images`` is a pattern of what to predict on.
 
     Returns:
-        dict: the metrics of its last validation in percent.
+        dict: the metrics of the last validations in percent.
     """
-    resume = ['--resume'] if (work_dir / 'last_checkpoint').exists() else []
-    if resume:
-        print(f'\n{work_dir} holds a run, which is continued unless it is finished: delete it to start anew')
-    run('train.py', config, '--data-root', data_root, '--work-dir', work_dir, *resume, *flags)
-    checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
-    run('infer.py', config, checkpoint, images, '--out', work_dir / 'predictions', '--score-thr', 0.5)
-    run('plot_curves.py', work_dir)
-    return read_metrics(config, work_dir)
+    work_dirs = {DETECTOR: folder / 'mask_rcnn', SEGMENTOR: folder / 'upernet'}
+    data_roots = {DETECTOR: data_root, SEGMENTOR: data_root / 'ade'}
+    logs = {DETECTOR: None, SEGMENTOR: folder / 'upernet.log'}
+    trainings = {}
+    for config, work_dir in work_dirs.items():
+        resume = ['--resume'] if (work_dir / 'last_checkpoint').exists() else []
+        if resume:
+            print(f'\n{work_dir} holds a run, which is continued unless it is finished: delete it to start anew')
+        paths = ('--data-root', data_roots[config], '--work-dir', work_dir)
+        trainings['train.py', config, *paths, *resume, *flags] = logs[config]
+    run_side_by_side(trainings)
+    metrics = {}
+    for config, work_dir in work_dirs.items():
+        checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
+        run('infer.py', config, checkpoint, images, '--out', work_dir / 'predictions', '--score-thr', 0.5)
+        run('plot_curves.py', work_dir)
+        metrics |= read_metrics(config, work_dir)
+    return metrics
 
 
 def read_metrics(config: str, work_dir: Path) -> dict[str, float]:
@@ -167,8 +213,7 @@ def main() -> None:
     results, images = {}, os.path.join(glob.escape(str(data_root)), PICTURED)
     for start, flags in starts.items():
         folder = work_dir / start.replace(' ', '_')
-        results[start] = train_and_infer(DETECTOR, data_root, folder / 'mask_rcnn', images, *seed, *flags)
-        results[start].update(train_and_infer(SEGMENTOR, data_root / 'ade', folder / 'upernet', images, *seed, *flags))
+        results[start] = train_and_infer(data_root, folder, images, *seed, *flags)
 
     print(f'\n{table(results)}')
     print(f'\n{(time.monotonic() - started) / 60:.1f} minutes; in {work_dir}:')
