@@ -239,7 +239,7 @@ def test_predictions_are_written_as_pickle_only(fails, shapes, tmp_path):
     assert '.pkl' in line
 
 
-@pytest.mark.parametrize(('flag', 'windows'), [(['6'], (6, 6, 6)), (['12', '10', '6'], (12, 10, 6))])
+@pytest.mark.parametrize(('flag', 'windows'), [(['6'], (6,) * 4), (['12', '10', '6', '5'], (12, 10, 6, 5))])
 def test_a_model_is_tested_with_other_windows_and_its_own_normaliser(
     load_tool, shapes, tmp_path, monkeypatch, flag, windows
 ):
@@ -248,7 +248,7 @@ def test_a_model_is_tested_with_other_windows_and_its_own_normaliser(
         trained = MODELS.build(cfg.model)
     for name, weight in trained.backbone.named_parameters():
         torch.nn.init.normal_(weight, std=0.1 if 'norm' not in name else 1.0)
-    trained.backbone._set_pretrained_window_sizes((8, 8, 4))
+    trained.backbone._set_pretrained_window_sizes((8, 8, 8, 4))
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
     tested = []
     monkeypatch.setattr(Runner, 'test', lambda runner: tested.append(runner.model))
@@ -257,8 +257,8 @@ def test_a_model_is_tested_with_other_windows_and_its_own_normaliser(
     load_tool('test').main()
     backbone = tested[0].backbone.eval()
     assert backbone.window_size == windows
-    assert backbone.pretrained_window_sizes == (8, 8, 4)
-    other = dict(cfg.model.backbone, window_size=windows, pretrained_window_sizes=(8, 8, 4))
+    assert backbone.pretrained_window_sizes == (8, 8, 8, 4)
+    other = dict(cfg.model.backbone, window_size=windows, pretrained_window_sizes=(8, 8, 8, 4))
     expected = MODELS.build(other).eval()
     expected.load_state_dict(trained.backbone.state_dict())
     image = torch.randn(1, 3, 192, 160)
@@ -271,7 +271,7 @@ def test_a_model_is_tested_with_other_windows_and_its_own_normaliser(
 def test_windows_that_are_none_are_one_line(fails, shapes, tmp_path):
     torch.save({}, tmp_path / 'x.pth')
     common = (DEMO, tmp_path / 'x.pth', '--data-root', shapes, '--work-dir', tmp_path / 'run', '--window-size')
-    assert 'window_size must be an int or 3 ints, one per stage, got [8, 8]' in fails('test', *common, 8, 8)
+    assert 'window_size must be an int or 4 ints, one per stage, got [8, 8]' in fails('test', *common, 8, 8)
     assert 'window_size must be ints of at least 1 token, got 0' in fails('test', *common, 0)
     resnet = tmp_path / 'resnet.py'
     resnet.write_text("_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'")

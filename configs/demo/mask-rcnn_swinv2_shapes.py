@@ -6,20 +6,20 @@ classes = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 data_root = 'data/shapes/'
 palette = [(230, 60, 60), (60, 120, 240), (50, 180, 80), (240, 190, 40), (170, 80, 220), (40, 200, 210)]
 metainfo = dict(classes=classes, palette=palette)
-max_iters = 300
+max_iters = 520
 norm_cfg = dict(type='GN', num_groups=8)
 strides = [8, 16, 32]  # the shapes need no finer level
 
 model = dict(
     backbone=dict(
-        # three stages: at 64 pixels, where it is pretrained, a fourth would have 2 x 2 tokens, too few for window 4
-        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 4), num_heads=(1, 2, 4)),
+        # few blocks where there are many tokens; at 64 pixels, where it is pretrained, the windows are 4, 4, 4 and 2
+        arch=dict(_delete_=True, embed_dims=32, depths=(1, 1, 2, 2), num_heads=(1, 2, 4, 8)),
         window_size=8,
         drop_path_rate=0.0,
-        out_indices=(1, 2),
+        out_indices=(1, 2, 3),
         init_cfg=None,
     ),
-    neck=dict(in_channels=[64, 128], out_channels=64, num_outs=3, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[64, 128, 256], out_channels=64, num_outs=3, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
@@ -49,19 +49,19 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=(256, 256), keep_ratio=True),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
     dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(256, 256), keep_ratio=True),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 dataset = dict(data_root=data_root, metainfo=metainfo)
 train_dataloader = dict(
-    batch_size=2,
+    batch_size=4,
     num_workers=1,
     sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
     batch_sampler=None,
@@ -74,8 +74,7 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 2)
 optim_wrapper = dict(
-    optimizer=dict(lr=7e-4),
-    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.3))),
+    optimizer=dict(lr=1e-3),
     clip_grad=dict(max_norm=5),
 )
 param_scheduler = [

@@ -5,25 +5,25 @@ _base_ = '../upernet_swinv2.py'
 classes = ('background', 'disc', 'square', 'triangle', 'star', 'cross', 'ring')
 data_root = 'data/shapes/ade'
 palette = [(40, 40, 40), (230, 60, 60), (60, 120, 240), (50, 180, 80), (240, 190, 40), (170, 80, 220), (40, 200, 210)]
-crop_size = (256, 256)
-max_iters = 150
+size = (128, 128)
+max_iters = 1300
 norm_cfg = dict(type='BN', requires_grad=True)
 loss = dict(class_weight=[0.2] + [1.0] * 6)  # most pixels are background
 
 model = dict(
-    data_preprocessor=dict(size=crop_size),
+    data_preprocessor=dict(size=size),
     backbone=dict(
-        # three stages: at 64 pixels, where it is pretrained, a fourth would have 2 x 2 tokens, too few for window 4
-        arch=dict(_delete_=True, embed_dims=32, depths=(1, 2, 4), num_heads=(1, 2, 4)),
+        # few blocks where there are many tokens; at 64 pixels, where it is pretrained, the windows are 4, 4, 4 and 2
+        arch=dict(_delete_=True, embed_dims=32, depths=(1, 1, 2, 2), num_heads=(1, 2, 4, 8)),
         window_size=8,
         drop_path_rate=0.0,
-        out_indices=(0, 1, 2),
+        out_indices=(0, 1, 2, 3),
         init_cfg=None,
     ),
     decode_head=dict(
-        in_channels=[32, 64, 128],
-        in_index=[0, 1, 2],
-        channels=32,
+        in_channels=[32, 64, 128, 256],
+        in_index=[0, 1, 2, 3],
+        channels=64,
         dropout_ratio=0,
         num_classes=len(classes),
         norm_cfg=norm_cfg,
@@ -42,11 +42,13 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=False),
+    dict(type='Resize', scale=size),
     dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=size),
     dict(type='LoadAnnotations', reduce_zero_label=False),
     dict(type='PackSegInputs'),
 ]
