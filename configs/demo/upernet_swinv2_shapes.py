@@ -6,7 +6,7 @@ classes = ('background', 'disc', 'square', 'triangle', 'star', 'cross', 'ring')
 data_root = 'data/shapes/ade'
 palette = [(40, 40, 40), (230, 60, 60), (60, 120, 240), (50, 180, 80), (240, 190, 40), (170, 80, 220), (40, 200, 210)]
 size = (128, 128)
-max_iters = 1300
+max_iters = 1250
 norm_cfg = dict(type='BN', requires_grad=True)
 loss = dict(class_weight=[0.2] + [1.0] * 6)  # most pixels are background
 
