@@ -32,7 +32,7 @@ class CheckpointError(ValueError):
 def _history_buffer_method(cls, name):
     """The one use of `getattr` in what mmengine writes: the methods of `HistoryBuffer` by name."""
     if cls is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL builtins.getattr of {cls!r}, {name!r}')
+        raise pickle.UnpicklingError('Unsupported global: GLOBAL builtins.getattr of another class or name')
     return getattr(HistoryBuffer, name)
 
 
@@ -92,13 +92,13 @@ def _read(path, cure):
     except OSError as error:
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror or error}') from error
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        refused = re.search(r'GLOBAL (\S+)', str(error))
+        refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
         if refused:
             raise CheckpointError(
-                f'checkpoint {path} holds {refused[1]}, which could run code, and is refused: '
+                f'checkpoint {path} holds {_printable(refused[1])}, which could run code, and is refused: '
                 'save the tensors alone, as a state dict'
             ) from None
-        reason = (str(error) or type(error).__name__).split('\n')[0]
+        reason = _printable(str(error) or type(error).__name__)
         if isinstance(error, pickle.UnpicklingError):  # PyTorch's text advises to read it with weights_only=False
             reason = 'it is no file of tensors'
         if 'TorchScript' in reason:  # the same
@@ -107,6 +107,11 @@ def _read(path, cure):
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a state dict')
     return checkpoint
+
+
+def _printable(text):
+    """The first line of a text that a file may have chosen, without what moves the cursor of a terminal."""
+    return ''.join(letter if letter.isprintable() else '?' for letter in text.split('\n')[0])
 
 
 def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:

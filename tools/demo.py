@@ -120,7 +120,7 @@ def train_and_infer(data_root: Path, folder: Path, images: str, *flags) -> dict[
         if resume:
             print(f'\n{work_dir} holds a run, which is continued unless it is finished: delete it to start anew')
         paths = ('--data-root', data_roots[config], '--work-dir', work_dir)
-        trainings['train.py', config, *paths, *resume, *flags] = logs[config]
+        trainings[('train.py', config, *paths, *resume, *flags)] = logs[config]
     run_side_by_side(trainings)
     metrics = {}
     for config, work_dir in work_dirs.items():
@@ -128,7 +128,7 @@ def train_and_infer(data_root: Path, folder: Path, images: str, *flags) -> dict[
         best = ONE_BOX_EACH if config == DETECTOR else ()
         run('infer.py', config, checkpoint, images, '--out', work_dir / 'predictions', '--score-thr', 0.5, *best)
         run('plot_curves.py', work_dir)
-        metrics |= read_metrics(config, work_dir)
+        metrics.update(read_metrics(config, work_dir))
     return metrics
 
 
