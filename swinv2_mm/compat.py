@@ -167,5 +167,6 @@ def load(path: str | os.PathLike, allowed: list):
     """
     if not HAS_SAFE_LOAD:
         return unpickling.load(path, allowed)
-    with torch.serialization.safe_globals(allowed):
+    always = torch.serialization.get_safe_globals()  # the context would forget these at its end
+    with torch.serialization.safe_globals([item for item in allowed if item not in always]):
         return torch.load(path, map_location='cpu', weights_only=True)

@@ -145,6 +145,15 @@ def test_what_mmengine_writes_is_read_back(tmp_path):
     assert scalars['val/AP'].statistics('mean') == 0.25
 
 
+def test_reading_a_file_leaves_resuming_as_it_is(tmp_path):
+    hub = MessageHub('test')
+    hub.update_scalar('train/loss', 2.5)
+    torch.save({'state_dict': {'w': torch.ones(2)}, 'message_hub': hub.state_dict()}, tmp_path / 'run.pth')
+    for _ in range(2):
+        read_checkpoint(tmp_path / 'run.pth')
+        assert torch.load(tmp_path / 'run.pth')['message_hub']['log_scalars']['train/loss'].current() == 2.5
+
+
 @pytest.mark.parametrize(('owner', 'name'), [(np.ndarray, 'tofile'), (dict, 'get'), (np.ndarray, 'min')])
 def test_getattr_is_allowed_for_the_log_history_alone(tmp_path, owner, name):
     torch.save({'x': Getattr(owner, name)}, tmp_path / 'getattr.pth')
