@@ -89,7 +89,7 @@ def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor
     Returns:
         Tensor: (windows, heads, N, d), in that dtype.
     """
-    if torch.__version__ < ACCURATE_WITH_BIAS.get(q.device.type, (2, 0)):
+    if torch.__version__ < ACCURATE_WITH_BIAS.get(q.device.type, (2, 1)):
         wide = torch.promote_types(v.dtype, torch.float32)
         return torch.softmax(q.to(wide) @ k.to(wide).mT + bias, -1).to(v.dtype) @ v
     if torch.__version__ < (2, 2):  # 2.1 on CUDA takes wrong elements of what is not contiguous (pytorch issue 112577)

@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='example: python3 tools/test_versions.py --python 3.8 --torch 2.0.1'
     )
-    parser.add_argument('--python', required=True, help='for example 3.8, or the path of an interpreter')
+    parser.add_argument('--python', required=True, help='for example 3.8; pyenv, uv or the PATH has it')
     parser.add_argument('--torch', required=True, help='for example 2.1.2')
     parser.add_argument('--numpy', default='numpy', help='a requirement (default: the newest that fits)')
     parser.add_argument('--mmengine', default=MMENGINE, help='a requirement (default: %(default)s)')
