@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import unpickling
 
-ACCURATE_WITH_BIAS = {'cuda': (2, 1), 'cpu': (2, 5)}  # the first version, in half precision and with gradients
+ACCURATE_WITH_BIAS = {'cuda': (2, 1), 'cpu': (2, 5)}  # the first whose kernels round no logits
 HAS_ONEDNN_LINEAR = torch.__version__ >= (2, 1)  # before, it knows a linear layer only with something fused to it
 HAS_CUSTOM_OP = torch.__version__ >= (2, 4)
 HAS_SAFE_LOAD = torch.__version__ >= (2, 6)  # before, weights_only=True runs TorchScript archives (CVE-2025-32434)
@@ -113,8 +113,8 @@ def _with_dense_rows(bias):
 def custom_op(name: str, schema: str):
     """Make a function of CPU tensors an operator that compilers take as it is, as `torch.library.custom_op` does.
 
-    The schema is spelled out because Python before 3.9 can't evaluate the annotations, and 2.6 does not know all of
-    them.
+    The schema is spelled out because Python before 3.9 can't evaluate the annotations, and 2.6 does not know
+    the Sequence of `collections.abc`.
     """
     if HAS_CUSTOM_OP:
         return torch.library.custom_op(name, mutates_args=(), device_types='cpu', schema=schema)

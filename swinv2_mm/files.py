@@ -36,6 +36,8 @@ def _history_buffer_method(cls, name):
     return getattr(HistoryBuffer, name)
 
 
+HistoryBuffer()  # The class has no statistics before it is made once, and those that are read come without.
+
 # What mmengine's Runner writes beside tensors and plain containers: its log history, numbers in NumPy arrays.
 # Registered on import, because PyTorch reads with `weights_only=True` and the Runner's resume would fail.
 MMENGINE_GLOBALS = [
@@ -99,7 +101,8 @@ def _read(path, cure):
                 'save the tensors alone, as a state dict'
             ) from None
         reason = _printable(str(error) or type(error).__name__)
-        if isinstance(error, pickle.UnpicklingError):  # PyTorch's text advises to read it with weights_only=False
+        if isinstance(error, pickle.UnpicklingError) and not reason.startswith('Unsupported '):
+            # PyTorch's text advises to read it with weights_only=False
             reason = 'it is no file of tensors'
         if 'TorchScript' in reason:  # the same
             reason = 'it is a TorchScript archive'

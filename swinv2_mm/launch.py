@@ -20,9 +20,11 @@ from mmengine.device import is_cuda_available
 from mmengine.dist import init_dist
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS
+from mmengine.runner import CheckpointLoader
 from mmengine.utils import is_installed
 from torch import nn
 
+from . import compat
 from .backbone import SwinTransformerV2
 from .checkpoint import fit_pretrained
 from .files import CheckpointError, read_checkpoint
@@ -68,6 +70,8 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     if not os.path.isfile(path):
         raise ValueError(f'config {path} does not exist')
     _allow_onedl_recipes()
+    if not compat.HAS_SAFE_LOAD:  # then mmengine would unpickle freely what load_from names or a run is resumed from
+        CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
@@ -90,6 +94,11 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
         reason = (str(error) or type(error).__name__).split('\n')[0]
         raise ValueError(f'config {path} is for {scope}, which does not import here: {reason}') from error
     return cfg
+
+
+def load_from_local(filename: str, map_location=None) -> dict:
+    """mmengine's function of this name, by `read_checkpoint`: onto the CPU, from where a model takes its weights."""
+    return read_checkpoint(os.path.expanduser(filename))
 
 
 def _allow_onedl_recipes():

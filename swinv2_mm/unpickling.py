@@ -73,13 +73,15 @@ def load(path: str | os.PathLike, allowed: list):
 
 def _load_archive(file, allowed):
     with zipfile.ZipFile(file) as archive:
-        names = [entry.filename for entry in archive.infolist()]
-        roots = [name[: -len('data.pkl')] for name in names if re.fullmatch(r'[^/]+/data\.pkl', name)]
-        if len(roots) != 1 or len(names) != len(set(names)):
-            raise pickle.UnpicklingError('no archive of PyTorch')
-        (root,) = roots
+        entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        roots = {name.partition('/')[0] for name in names}
+        _check(len(roots) == 1 and len({name.lower() for name in names}) == len(names), 'names in an archive')
+        root = f'{roots.pop()}/'
         if f'{root}constants.pkl' in names:
             raise RuntimeError('it is a TorchScript archive')
+        _check(all(entry.compress_type == zipfile.ZIP_STORED for entry in entries), 'compression')
+        _check(sum(entry.file_size for entry in entries) <= os.fstat(file.fileno()).st_size, 'sizes in an archive')
         if f'{root}byteorder' in names and archive.read(f'{root}byteorder') != b'little':
             raise pickle.UnpicklingError('written on a big-endian machine')
         memory = {}
@@ -87,9 +89,7 @@ def _load_archive(file, allowed):
         def storage(dtype, key, location, num_elements):
             if key not in memory:
                 _check(isinstance(key, str) and re.fullmatch(r'\d+', key), 'storage')
-                record = archive.getinfo(f'{root}data/{key}')
-                _check(record.compress_type == zipfile.ZIP_STORED, 'compression')
-                memory[key] = _memory(archive.read(record))
+                memory[key] = _memory(archive.read(f'{root}data/{key}'))
             return _elements(memory[key], dtype, num_elements)
 
         with archive.open(f'{root}data.pkl') as pickled:
@@ -100,11 +100,14 @@ def _load_legacy(file, allowed):
     if tuple(_Unpickler(file).load() for _ in LEGACY_START) != LEGACY_START:
         raise pickle.UnpicklingError('no file of PyTorch')
     _Unpickler(file).load()  # about the machine that wrote it
-    size, memory = os.fstat(file.fileno()).st_size, {}
+    left, memory = os.fstat(file.fileno()).st_size, {}
 
     def storage(dtype, key, location, num_elements, view):
+        nonlocal left
         if key not in memory:
-            _check(type(key) is str and _is_size(num_elements) and num_elements * _itemsize(dtype) <= size, 'storage')
+            _check(type(key) is str and _is_size(num_elements), 'storage')
+            left -= num_elements * _itemsize(dtype)
+            _check(left >= 0, 'size of a storage')
             memory[key] = torch.zeros(num_elements * _itemsize(dtype), dtype=torch.uint8), _itemsize(dtype)
         elements = _elements(memory[key][0], dtype, num_elements)
         if view is None:
@@ -260,6 +263,7 @@ class _Unpickler(pickle._Unpickler):
 
 def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
     _check(type(storage) is _Storage, 'storage of a tensor')
+    _check(not metadata, 'conjugate or negative view')
     _check(type(size) is tuple and type(stride) is tuple and len(size) == len(stride), 'shape')
     _check(all(_is_size(number) for number in (offset, *size, *stride)), 'shape')
     if 0 in size:
@@ -336,7 +340,8 @@ def _array(*_):
 
 
 def _fill_array(array, version, shape, dtype, is_fortran, values):
-    _check(type(shape) is tuple and all(map(_is_size, shape)) and isinstance(dtype, np.dtype), 'NumPy array')
+    _check(type(shape) is tuple and len(shape) <= 32 and all(map(_is_size, shape)), 'NumPy array')
+    _check(isinstance(dtype, np.dtype), 'NumPy array')
     _check(type(values) is bytes and len(values) == math.prod(shape) * dtype.itemsize, 'NumPy array')
     array.__setstate__((1, shape, dtype, bool(is_fortran), values))
 

@@ -78,7 +78,7 @@ def axis_segments(length: int, window: int, shift: int) -> dict[int, list[int]]:
     cuts = [0, *range(shift or window, length, window), length]
     starts_by_size = {}
     for start, end in zip(cuts, cuts[1:]):
-        starts_by_size[end - start] = [*starts_by_size.get(end - start, ()), start]
+        starts_by_size.setdefault(end - start, []).append(start)
     return starts_by_size
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODEL_WRAPPERS, MODELS, DefaultScope
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
 import swinv2_mm.launch as launch
 from swinv2_mm import CheckpointError, SwinTransformerV2
@@ -63,6 +63,22 @@ def test_the_front_door_is_the_host_recipe_with_another_backbone(tmp_path):
     assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
     assert cfg.optim_wrapper.paramwise_cfg == {}  # the keys of Swin V1
     assert cfg.model.backbone.init_cfg.checkpoint.endswith('/v2.0.0/swinv2_tiny_patch4_window16_256.pth')
+
+
+def test_before_pytorch_2_6_mmengine_runs_no_code_of_a_local_file(monkeypatch, tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return os.system, (f'touch {tmp_path}/ran',)
+
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    monkeypatch.setattr(launch.compat, 'HAS_SAFE_LOAD', False)
+    launch.load_config(DET)
+    torch.save({'state_dict': {'w': torch.ones(2)}}, tmp_path / 'good.pth')
+    assert CheckpointLoader.load_checkpoint(str(tmp_path / 'good.pth'), 'cpu')['state_dict']['w'].tolist() == [1, 1]
+    torch.save({'state_dict': {'w': torch.ones(2)}, 'x': Malicious()}, tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match='system, which could run code, and is refused'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'bad.pth'), 'cpu')
+    assert not (tmp_path / 'ran').exists()
 
 
 def test_a_host_that_does_not_import_is_one_line(monkeypatch):

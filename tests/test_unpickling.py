@@ -197,6 +197,39 @@ def test_an_array_is_filled_with_the_bytes_of_its_numbers_alone(read_pickle, val
         read_pickle(ARRAY, *state, pickle.BUILD)
 
 
+@pytest.mark.parametrize('shape', [(1,) * 100, (0,) + (1,) * 40], ids=len)
+def test_an_array_has_no_more_dimensions_than_numpy_reads(read_pickle, shape):
+    values = constant(bytes(8 * shape[0]))
+    state = pickle.MARK, constant(1), constant(shape), FLOAT, constant(False), values, pickle.TUPLE
+    with pytest.raises(pickle.UnpicklingError, match=r'^Unsupported NumPy array'):
+        read_pickle(ARRAY, *state, pickle.BUILD)
+
+
+def test_conjugate_views_are_refused(tmp_path):
+    torch.save({'x': torch.tensor([1 + 2j]).conj()}, tmp_path / 'x.pth')
+    with pytest.raises(pickle.UnpicklingError, match=r'^Unsupported conjugate'):
+        read(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize(
+    'names',
+    [['evil/DATA.PKL', 'archive/data.pkl'], ['archive/DATA.PKL', 'archive/data.pkl'], ['data.pkl', 'archive/data.pkl']],
+)
+def test_an_archive_has_one_pickle_however_names_are_compared(tmp_path, names):
+    with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as file:
+        for name in names:
+            file.writestr(name, pickle.dumps({}, 2))
+    with pytest.raises(pickle.UnpicklingError, match=r'^Unsupported names in an archive'):
+        read(tmp_path / 'x.pth')
+
+
+def test_compressed_archives_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'x.pth', 'w', zipfile.ZIP_DEFLATED) as file:
+        file.writestr('archive/data.pkl', pickle.dumps({'a': 'a' * 10**6}, 2))
+    with pytest.raises(pickle.UnpicklingError, match=r'^Unsupported compression'):
+        read(tmp_path / 'x.pth')
+
+
 def test_an_array_is_filled_once(read_pickle):
     state = pickle.MARK, constant(1), constant((2,)), FLOAT, constant(False), constant(bytes(16)), pickle.TUPLE
     assert read_pickle(ARRAY, *state, pickle.BUILD).tolist() == [0, 0]

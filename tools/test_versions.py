@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,8 @@ def main() -> None:
     parser.add_argument('--mmengine', default=MMENGINE, help='a requirement (default: %(default)s)')
     parser.add_argument('tests', nargs='*', help='arguments of pytest (default: all tests of the package)')
     args = parser.parse_args()
+    if not re.match(r'\d+\.\d+', args.torch):
+        parser.error(f'--torch {args.torch}: give a version, for example 2.1.2')
     ensure_environment()
     os.chdir(ROOT)
     say(f'Making an environment of Python {args.python} and PyTorch {args.torch}')
