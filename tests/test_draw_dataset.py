@@ -14,7 +14,9 @@ from pycocotools.coco import COCO
 TOOL = Path(__file__).parents[1] / 'tools' / 'draw_dataset.py'
 SPEC = importlib.util.spec_from_file_location('draw_dataset', TOOL)
 draw_dataset = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(draw_dataset)
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(TOOL.parent)  # it imports another tool
+    SPEC.loader.exec_module(draw_dataset)
 CATEGORIES, SIZE = draw_dataset.CATEGORIES, draw_dataset.SIZE
 IDS = range(1, len(CATEGORIES) + 1)
 
