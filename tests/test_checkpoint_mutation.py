@@ -697,7 +697,7 @@ def read_alone(path):
     """What the library that wrote a file reads from it."""
     if path.suffix == '.safetensors':
         return safetensors.torch.load_file(path)
-    return torch.load(path, weights_only=True)['model']
+    return torch.load(path, map_location='cpu', weights_only=True)['model']  # wherever it says that tensors were
 
 
 def test_a_damaged_file_loads_whole_or_not_at_all(tmp_path):
