@@ -20,8 +20,8 @@ def test_every_test_that_is_named_exists(tool):
 @pytest.mark.parametrize(
     'torch, ceilings',
     [
-        ('2.0.1', {'numpy<2', 'transformers<5'}),
-        ('2.2.2', {'numpy<2', 'transformers<5'}),
+        ('2.0.1', {'numpy<2', 'transformers<4.47', 'transformers<5'}),
+        ('2.2.2', {'numpy<2', 'transformers<4.47', 'transformers<5'}),
         ('2.3.0', {'transformers<5'}),
         ('2.6.0', set()),
         ('2.15.0', set()),
@@ -36,7 +36,7 @@ def test_an_old_pytorch_gets_libraries_that_take_it(tool, monkeypatch, tmp_path,
     create, libraries, package = calls
     assert create == ('venv', '--quiet', '--python', '3.8', str(folder))
     assert f'torch=={torch}' in libraries
-    assert {'numpy<2', 'transformers<5'} & set(libraries) == ceilings
+    assert {name for name in libraries if name.startswith(('numpy<', 'transformers<'))} == ceilings
     assert package[-2:] == ('mmengine==0.10.7', str(tmp_path)) and '--no-deps' in package
     folder.mkdir()
     tool.make_environment('3.8', torch, 'numpy', 'mmengine==0.10.7')

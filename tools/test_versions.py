@@ -40,8 +40,8 @@ LIBRARIES = (  # of the tests, and of mmengine, which asks for opencv-python, wh
 )
 MMENGINE = 'mmengine==0.10.7'
 CEILINGS = {  # what takes an older PyTorch, by the first one that the newest takes
-    (2, 3): 'numpy<2',  # with which it was built
-    (2, 6): 'transformers<5',
+    (2, 3): ('numpy<2', 'transformers<4.47'),  # it was built with NumPy 1
+    (2, 6): ('transformers<5',),
 }
 GIGABYTES = 4  # of memory, for a worker
 
@@ -61,7 +61,7 @@ def uv(*arguments: str) -> None:
 def make_environment(python: str, torch: str, numpy: str, mmengine: str) -> Path:
     """Make the environment, or complete the one that is there. Returns its folder."""
     version = tuple(map(int, torch.split('.')[:2]))
-    ceilings = [ceiling for first, ceiling in CEILINGS.items() if version < first]
+    ceilings = [ceiling for first, those in CEILINGS.items() if version < first for ceiling in those]
     folder = ROOT / f'.venv-py{python}-torch{torch}'
     if not folder.exists():
         uv('venv', '--quiet', '--python', python, str(folder))
