@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
@@ -540,8 +541,9 @@ MUTATIONS = (
 
 def test_a_mutated_checkpoint_loads_whole_or_not_at_all():
     outcomes = Counter()
+    examples = 1000 if sys.version_info >= (3, 9) else 1600  # the last hypothesis for 3.8 draws fewer that load
 
-    @settings(max_examples=1000)
+    @settings(max_examples=examples)
     @given(st.data())
     def check(data):
         draw = data.draw
