@@ -385,7 +385,10 @@ def swap(draw, theirs, layout, prefix):
 
 
 def renumber(draw, theirs, layout, prefix):
-    name = draw(st.sampled_from([name for name in sorted(theirs) if re.search(r'\d', name)]))
+    names = [name for name in sorted(theirs) if re.search(r'\d', name)]
+    if not names:  # an earlier mutation dropped them
+        return
+    name = draw(st.sampled_from(names))
     number = draw(st.sampled_from(list(re.finditer(r'\d+', name))))
     new = name[: number.start()] + draw(st.sampled_from(('0', '1', '2', '3', '007', '-1', ''))) + name[number.end() :]
     if draw(st.booleans()):
