@@ -122,7 +122,9 @@ def _load_legacy(file, allowed):
     for key in keys:
         held, itemsize = memory[key]
         _check(file.read(8) == struct.pack('<q', len(held) // itemsize), 'storage')
-        held.copy_(_memory(file.read(len(held))))
+        data = file.read(len(held))
+        _check(len(data) == len(held), 'end of the file')
+        held.copy_(_memory(data))
     return result
 
 

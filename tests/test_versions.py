@@ -31,15 +31,15 @@ def test_an_old_pytorch_gets_libraries_that_take_it(tool, monkeypatch, tmp_path,
     calls = []
     monkeypatch.setattr(tool, 'ROOT', tmp_path)
     monkeypatch.setattr(tool, 'uv', lambda *args: calls.append(args))
-    folder = tool.make_environment('3.8', torch, 'numpy', 'mmengine==0.10.7')
+    folder = tool.make_environment('3.8', torch)
     assert folder == tmp_path / f'.venv-py3.8-torch{torch}'
     create, libraries, package = calls
     assert create == ('venv', '--quiet', '--python', '3.8', str(folder))
     assert f'torch=={torch}' in libraries
     assert {name for name in libraries if name.startswith(('numpy<', 'transformers<'))} == ceilings
-    assert package[-2:] == ('mmengine==0.10.7', str(tmp_path)) and '--no-deps' in package
+    assert package[-2:] == (tool.MMENGINE, str(tmp_path)) and '--no-deps' in package
     folder.mkdir()
-    tool.make_environment('3.8', torch, 'numpy', 'mmengine==0.10.7')
+    tool.make_environment('3.8', torch)
     assert calls[3:] == [libraries, package]  # an environment that is there is used again
 
 

@@ -24,6 +24,7 @@ LIBRARIES = (  # of the tests, and of mmengine, which asks for opencv-python, wh
     'addict',
     'hypothesis',
     'matplotlib',
+    'numpy',
     'opencv-python-headless<5',
     'packaging',
     'pillow',
@@ -36,6 +37,7 @@ LIBRARIES = (  # of the tests, and of mmengine, which asks for opencv-python, wh
     'scipy',
     'setuptools<81',  # mmengine imports pkg_resources
     'termcolor',
+    'transformers',
     'yapf',
 )
 MMENGINE = 'mmengine==0.10.7'
@@ -58,7 +60,7 @@ def uv(*arguments: str) -> None:
         sys.exit(f'error: uv {" ".join(arguments)} failed for the reason above')
 
 
-def make_environment(python: str, torch: str, numpy: str, mmengine: str) -> Path:
+def make_environment(python: str, torch: str) -> Path:
     """Make the environment, or complete the one that is there. Returns its folder."""
     version = tuple(map(int, torch.split('.')[:2]))
     ceilings = [ceiling for first, those in CEILINGS.items() if version < first for ceiling in those]
@@ -66,8 +68,8 @@ def make_environment(python: str, torch: str, numpy: str, mmengine: str) -> Path
     if not folder.exists():
         uv('venv', '--quiet', '--python', python, str(folder))
     inside = ('pip', 'install', '--quiet', '--python', str(folder / 'bin' / 'python'))
-    uv(*inside, f'torch=={torch}', numpy, 'transformers', *ceilings, *LIBRARIES)
-    uv(*inside, '--no-deps', '--reinstall-package', 'swinv2-mm', mmengine, str(ROOT))
+    uv(*inside, f'torch=={torch}', *ceilings, *LIBRARIES)
+    uv(*inside, '--no-deps', '--reinstall-package', 'swinv2-mm', MMENGINE, str(ROOT))
     return folder
 
 
@@ -77,8 +79,6 @@ def main() -> None:
     )
     parser.add_argument('--python', required=True, help='for example 3.8; pyenv, uv or the PATH has it')
     parser.add_argument('--torch', required=True, help='for example 2.1.2')
-    parser.add_argument('--numpy', default='numpy', help='a requirement (default: the newest that fits)')
-    parser.add_argument('--mmengine', default=MMENGINE, help='a requirement (default: %(default)s)')
     parser.add_argument('tests', nargs='*', help='arguments of pytest (default: all tests of the package)')
     args = parser.parse_args()
     if not re.match(r'\d+\.\d+', args.torch):
@@ -86,7 +86,7 @@ def main() -> None:
     ensure_environment()
     os.chdir(ROOT)
     say(f'Making an environment of Python {args.python} and PyTorch {args.torch}')
-    folder = make_environment(args.python, args.torch, args.numpy, args.mmengine)
+    folder = make_environment(args.python, args.torch)
     code = 'import sys, torch, numpy, mmengine; print(f"Python {sys.version.split()[0]}, PyTorch {torch.__version__}, '
     code += 'NumPy {numpy.__version__}, mmengine {mmengine.__version__}", flush=True)'
     python = str(folder / 'bin' / 'python')
