@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 
 import torch
@@ -17,12 +16,9 @@ if not hasattr(torch, 'compile'):  # came with 2.0
 
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from . import unpickling
-
 ACCURATE_WITH_BIAS = {'cuda': (2, 1), 'cpu': (2, 5)}  # the first whose kernels round no logits
 HAS_ONEDNN_LINEAR = torch.__version__ >= (2, 1)  # before, it knows a linear layer only with something fused to it
 HAS_CUSTOM_OP = torch.__version__ >= (2, 4)
-HAS_SAFE_LOAD = torch.__version__ >= (2, 6)  # before, weights_only=True runs TorchScript archives (CVE-2025-32434)
 
 # The very functions of PyTorch, because its compiler knows them by identity.
 is_compiling = torch.compiler.is_compiling if torch.__version__ >= (2, 3) else torch._utils.is_compiling
@@ -146,27 +142,3 @@ class _Operator:
 
         Function.backward = staticmethod(backward)
         self._call = Function.apply
-
-
-def allow_globals(allowed: list) -> None:
-    """Let ``torch.load`` read some classes and functions by default, where its default is to refuse them."""
-    if HAS_SAFE_LOAD:
-        torch.serialization.add_safe_globals(allowed)
-
-
-def load(path: str | os.PathLike, allowed: list):
-    """Read a file of tensors and plain containers onto the CPU without running code from it.
-
-    Args:
-        path (str): a file that ``torch.save`` wrote.
-        allowed (list): classes and functions that the file may hold too, or pairs of one and the name that the file
-            has for it.
-
-    Raises:
-        pickle.UnpicklingError: it holds another class or function; the message names it after ``GLOBAL``.
-    """
-    if not HAS_SAFE_LOAD:
-        return unpickling.load(path, allowed)
-    always = torch.serialization.get_safe_globals()  # the context would forget these at its end
-    with torch.serialization.safe_globals([item for item in allowed if item not in always]):
-        return torch.load(path, map_location='cpu', weights_only=True)

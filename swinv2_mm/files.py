@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import pickle
 import re
-import sys
 import tempfile
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from http.client import HTTPException
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-import numpy as np
 import torch
-from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
 
-from . import compat
+from . import unpickling
+from .downloads import DownloadError, download
 
-HASH_IN_NAME = re.compile(r'-(?!\d+\.)([0-9a-f]{8,64})\.\w+$')  # digits alone are a date or a number of iterations
+SHARD = re.compile(r'(-\d{5}-of-(?!00001)\d{5}\.\w+|\.index\.json)$')  # of transformers
 SUFFIXES = ('.safetensors', '.pth', '.bin')  # that we write; .bin is what transformers calls a .pth
 
 
@@ -38,25 +36,15 @@ def _history_buffer_method(cls, name):
 
 HistoryBuffer()  # The class has no statistics before it is made once, and those that are read come without.
 
-# What mmengine's Runner writes beside tensors and plain containers: its log history, numbers in NumPy arrays.
-# Registered on import, because PyTorch reads with `weights_only=True` and the Runner's resume would fail.
-MMENGINE_GLOBALS = [
-    HistoryBuffer,
-    (_history_buffer_method, 'builtins.getattr'),
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32')),
-    *(
-        (function, f'numpy.{core}.multiarray.{function.__name__}')  # NumPy 1 and 2 name the same module differently
-        for function in (np.zeros(1).__reduce__()[0], np.float64().__reduce__()[0])
-        for core in ('core', '_core')
-    ),
-]
-compat.allow_globals(MMENGINE_GLOBALS)
-
-# The settings that the training code of the official repository (yacs) and of timm (argparse) saves beside its
-# weights. Both hold plain values; the first is read as a dict, so that yacs is not needed.
-SETTINGS_GLOBALS = [(OrderedDict, 'yacs.config.CfgNode'), argparse.Namespace]
+# What training code saves beside tensors and plain containers, by the name that a file has for it: mmengine its log
+# history, the official repository (yacs) and timm (argparse) their settings. These are read without their methods;
+# those of yacs as a dict, so that it is not needed.
+ALLOWED = {
+    f'{HistoryBuffer.__module__}.HistoryBuffer': HistoryBuffer,
+    'builtins.getattr': _history_buffer_method,
+    'argparse.Namespace': argparse.Namespace,
+    'yacs.config.CfgNode': OrderedDict,
+}
 
 
 def read_checkpoint(source: str | os.PathLike) -> dict:
@@ -67,19 +55,24 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
             PyTorch or of safetensors is told by what it holds.
 
     Returns:
-        dict: what the file holds.
+        dict: the tensors, arrays, plain values and containers of the file, with training settings and what mmengine
+        writes. What else stands beside the weights, of a class that is not known, is left out, and named in the log.
 
     Raises:
-        CheckpointError: the file is missing, truncated, no checkpoint, holds anything but tensors, plain containers,
-            training settings and what mmengine writes, or can't be downloaded.
+        CheckpointError: the file is missing, truncated, no checkpoint, one part of several, holds anything but tensors
+            in the place of weights, or can't be downloaded.
     """
     path = local_path(source)
     if os.path.isdir(path):
         raise CheckpointError(f'checkpoint {path} is a folder: name the file of weights in it')
     if not os.path.isfile(path):
         raise CheckpointError(f'checkpoint {path} does not exist or is no file')
-    cure = 'download or save it again' if path == os.fspath(source) else 'delete it, and it is downloaded again'
-    return _read(path, cure)
+    if SHARD.search(path):
+        raise CheckpointError(
+            f'checkpoint {path} is a part of a model that was saved in several files: load the folder with the library '
+            'that wrote it and save it whole, in transformers by save_pretrained(FOLDER, max_shard_size="100GB")'
+        )
+    return _read(path, 'delete it, and it is downloaded again' if _is_url(source) else 'download or save it again')
 
 
 def _read(path, cure):
@@ -87,8 +80,7 @@ def _read(path, cure):
     try:
         if _is_safetensors(path):
             return _safetensors(path).load_file(path)
-        _check_zip(path)
-        checkpoint = compat.load(path, [*MMENGINE_GLOBALS, *SETTINGS_GLOBALS])
+        checkpoint, left_out = unpickling.load(path, ALLOWED)
     except CheckpointError:
         raise
     except OSError as error:
@@ -97,16 +89,24 @@ def _read(path, cure):
         refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
         if refused:
             raise CheckpointError(
-                f'checkpoint {path} holds {_printable(refused[1])}, which could run code, and is refused: '
-                'save the tensors alone, as a state dict'
+                f'checkpoint {path} holds {_printable(refused[1])} in the place of weights, which could run code, '
+                'and is refused: save the tensors alone, as a state dict'
             ) from None
         reason = _printable(str(error) or type(error).__name__)
-        if isinstance(error, pickle.UnpicklingError) and not reason.startswith('Unsupported '):
-            # PyTorch's text advises to read it with weights_only=False
-            reason = 'it is no file of tensors'
-        if 'TorchScript' in reason:  # the same
-            reason = 'it is a TorchScript archive'
+        if reason == unpickling.PLAIN_PICKLE:
+            raise CheckpointError(
+                f'checkpoint {path} is a plain pickle, as detectron2 writes, and no file of torch.save: save its '
+                'weights by torch.save, as a dict of tensors'
+            ) from None
         raise CheckpointError(f'checkpoint {path} is truncated or no checkpoint ({reason}): {cure}') from None
+    if left_out:
+        named = [f'{_printable(place)} ({_printable(name)})' for place, name in left_out.items()]
+        more = f' and {len(named) - 5} more' if len(named) > 5 else ''
+        print_log(
+            f'Left out of {path} what is no plain value: {", ".join(named[:5])}{more}',
+            logger='current',
+            level=logging.WARNING,
+        )
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a state dict')
     return checkpoint
@@ -164,22 +164,37 @@ def _umask():
 
 
 def local_path(source: str | os.PathLike) -> str:
-    """The path of a checkpoint, downloaded if it is named by a URL.
+    """The path of a checkpoint, which may be named by a URL, of http, https or file, or start with ``~``.
 
     Raises:
         CheckpointError: it can't be downloaded.
     """
     path = os.fspath(source)
-    return _download(path) if path.startswith(('http://', 'https://')) else path
+    if _is_url(path):
+        return _download(path)
+    if path.lower().startswith('file://'):
+        path = url2pathname(urlsplit(path).path)
+    return os.path.expanduser(path)
 
 
-def _check_zip(path):
-    """Check what PyTorch does not: the checksums, and that no tensor is a folder, whose values would be arbitrary."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            damaged = next((entry.filename for entry in file.infolist() if entry.external_attr & 0x10), file.testzip())
-        if damaged:
-            raise zipfile.BadZipFile(f'{damaged} in it is damaged')
+def _is_url(source):
+    return os.fspath(source).lower().startswith(('http://', 'https://'))
+
+
+def _download(url):
+    def check(path):
+        try:
+            _read(path, 'run again')
+        except CheckpointError as error:
+            raise CheckpointError(f'the download of {url} broke off or is no checkpoint: {error}') from None
+
+    try:
+        return download(url, check)
+    except DownloadError as error:
+        raise CheckpointError(
+            f'cannot download {url} ({error}): download it on a machine with network, for example with '
+            f'"wget {url}", and pass the file (tools/train.py: --checkpoint FILE, or none to start from scratch)'
+        ) from error
 
 
 def _is_safetensors(path):
@@ -196,56 +211,3 @@ def _safetensors(path):
         cure = 'pip install safetensors'
         raise CheckpointError(f'{path} takes the library safetensors, which is not installed: {cure}') from None
     return safetensors.torch
-
-
-def _download(url):
-    """Path of the downloaded file in the cache of `torch.hub`; one process of a node downloads, the others wait."""
-    try:
-        path = os.path.join(torch.hub.get_dir(), 'checkpoints', cached_name(url))
-        if os.environ.get('LOCAL_RANK', '0') == '0' and not os.path.exists(path):
-            _fetch(url, path)
-    except (OSError, HTTPException, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f'cannot download {url} ({error}): download it on a machine with network, for example with '
-            f'"wget {url}", and pass the file (tools/train.py: --checkpoint FILE, or none to start from scratch)'
-        ) from error
-    finally:
-        barrier()  # also where it failed: nobody waits for the process that did
-    return path
-
-
-def _fetch(url, path):
-    """Download a file, and give it its name once it is known to be whole: `torch.hub` does not count its bytes."""
-    print_log(f'Downloading {url} to {path}', logger='current')
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    digest = HASH_IN_NAME.search(path)
-    partial = f'{path}.{os.getpid()}.partial'
-    try:
-        torch.hub.download_url_to_file(url, partial, hash_prefix=digest and digest[1], progress=sys.stderr.isatty())
-        _read(partial, 'run again')
-        os.replace(partial, path)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f'{url} is not the file that its name says, {error}: run again, or take another'
-        ) from None
-    except CheckpointError as error:
-        raise CheckpointError(f'the download of {url} broke off or is no checkpoint: {error}') from None
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
-
-
-def cached_name(url: str) -> str:
-    """The name of a downloaded file in the cache: its own if it is a published one of Swin V2 or has a hash, else, as
-    for ``epoch_12.pth`` and ``model.safetensors``, with the host and the folders of the URL.
-
-    Raises:
-        ValueError: it is no URL.
-    """
-    parts = urlsplit(url)
-    name = os.path.basename(parts.path)
-    if re.match(r'swin_?v2', name) or HASH_IN_NAME.search(name):
-        return name
-    return f'{parts.hostname}{parts.path}'.replace('/', '--')

@@ -1,8 +1,10 @@
-"""Reading files of tensors without running code from them, for PyTorch before 2.6.
+"""Reading files of tensors without running code from them.
 
-There ``weights_only=True`` hands TorchScript archives to a loader that runs them (CVE-2025-32434), and knows no class
-beside those of tensors. Here no function of a library can be reached from a file: what it names is looked up in a list,
-and each call goes to a function below, which checks what it is given. Memory is taken of the size that is in the file.
+``torch.load(weights_only=True)`` does so too, but before PyTorch 2.6 it hands TorchScript archives to a loader that
+runs them (CVE-2025-32434), and at any version it gives up where a file holds one class that it does not know. Here no
+function of a library can be reached from a file: what it names is looked up in a list, and each call goes to a function
+below, which checks what it is given. What is not on the list is never made: it is left out, and named. Memory is taken
+of the size that is in the file.
 
 The formats are those of ``torch.save`` (`torch/serialization.py`): an archive with a pickle and a record for each
 storage, and before PyTorch 1.6 pickles one after the other with the storages behind them.
@@ -10,6 +12,7 @@ storage, and before PyTorch 1.6 pickles one after the other with the storages be
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -17,7 +20,9 @@ import re
 import struct
 import zipfile
 from collections import Counter, OrderedDict
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -46,29 +51,106 @@ OPCODES = re.findall(  # that do what they always do: put plain values onto the 
     STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
     EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST EMPTY_DICT EMPTY_SET GLOBAL STACK_GLOBAL BINPERSID""",
 )
+PLAIN_PICKLE = 'a plain pickle'
 PLAIN = (str, bytes, int, float, bool, type(None))  # what keys are
+MAX_GUESSABLE_KEYS = 10_000  # whose hashes a file can make collide, so that a dict of n of them takes n * n steps
 
 
-class _Name(NamedTuple):
-    """What a file names, as it is on the stack: nothing that can be called."""
+class _Unread:
+    """What a file names, as it is on the stack: nothing that can be called. Stands for all that is made of it."""
 
-    name: str
+    def __init__(self, name: str):
+        self.name = name
 
 
-class _Storage(NamedTuple):
+class _Name(_Unread):
+    """The name of something that is read."""
+
+
+class _Storage(_Unread):
     """The elements of a storage, (N,), in the memory that all its tensors share."""
 
-    elements: Tensor
+    def __init__(self, elements: Tensor):
+        super().__init__('torch.storage')
+        self.elements = elements
 
 
-def load(path: str | os.PathLike, allowed: list):
-    """What `compat.load` returns and raises; of ``allowed`` classes the attributes alone are read."""
-    named = [item if isinstance(item, tuple) else (item, f'{item.__module__}.{item.__qualname__}') for item in allowed]
-    allowed = {name: item for item, name in named if not name.startswith('numpy')}
+def load(path: str | os.PathLike, allowed: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
+    """Read a file of tensors and plain containers onto the CPU without running code from it.
+
+    Args:
+        path (str): a file that ``torch.save`` wrote.
+        allowed (Mapping): what else the file may hold, by the name that it has for it: classes, of which the attributes
+            alone are read, and functions of such classes and plain values.
+
+    Returns:
+        tuple: what the file holds, and the classes and functions by the places where it holds another, as
+        ``{'meta/path': 'pathlib.PosixPath'}``. An item of a dict or set, and an attribute, of such a kind is left out,
+        one of a list is None.
+
+    Raises:
+        pickle.UnpicklingError: the file is damaged or no such file; or it is all of another class, or a weight is, or
+            it holds no tensor beside; then the message names the class after ``GLOBAL``.
+    """
     with open(path, 'rb') as file:
         is_zip = file.read(4) == b'PK\x03\x04'
         file.seek(0)
-        return _load_archive(file, allowed) if is_zip else _load_legacy(file, allowed)
+        result, unfilled = _load_archive(file, allowed) if is_zip else _load_legacy(file, allowed)
+    return result, _take_out_unread(result, {id(array) for array in unfilled})
+
+
+def _take_out_unread(root, unfilled):
+    """Take out of containers, in place, what was not read. Returns its names by its places."""
+    names = {}
+
+    def name_of(value):
+        """The name of what was not read: the value itself, or something in it that cannot be taken out."""
+        if id(value) not in names:
+            names[id(value)] = None  # also of what holds itself
+            if isinstance(value, _Unread):
+                names[id(value)] = value.name
+            elif id(value) in unfilled:
+                names[id(value)] = 'numpy.ndarray'
+            elif type(value) in (tuple, frozenset):
+                names[id(value)] = next(filter(None, map(name_of, value)), None)
+        return names[id(value)]
+
+    if name_of(root):
+        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {name_of(root)}')
+    left_out, num_tensors, seen, pending = {}, 0, set(), [('', root)]
+    while pending:
+        place, value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        num_tensors += isinstance(value, Tensor)
+        if isinstance(value, dict):
+            is_of_weights = any(isinstance(held, Tensor) for held in value.values())
+            for key, held in list(value.items()):
+                name = name_of(key) or name_of(held)
+                if name and is_of_weights and type(key) is str and '.' in key:
+                    raise pickle.UnpicklingError(f'Unsupported weight: GLOBAL {name}')
+                if name:
+                    left_out[f'{place}/{"?" if name_of(key) else key}'] = name
+                    del value[key]
+                else:
+                    pending.append((f'{place}/{key}', held))
+        elif type(value) in (list, tuple):
+            for i, held in enumerate(value):
+                if name_of(held):
+                    left_out[f'{place}/{i}'] = name_of(held)
+                    value[i] = None
+                else:
+                    pending.append((f'{place}/{i}', held))
+        elif type(value) is set:
+            for held in [held for held in value if name_of(held)]:
+                left_out[f'{place}/?'] = name_of(held)
+                value.remove(held)
+        if not isinstance(value, (Tensor, np.ndarray, np.generic, np.dtype)) and hasattr(value, '__dict__'):
+            pending.append((place, vars(value)))
+    if left_out and not num_tensors:
+        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {next(iter(left_out.values()))}')
+    return {place[1:]: name for place, name in left_out.items()}
 
 
 def _load_archive(file, allowed):
@@ -92,12 +174,16 @@ def _load_archive(file, allowed):
                 memory[key] = _memory(archive.read(f'{root}data/{key}'))
             return _elements(memory[key], dtype, num_elements)
 
-        with archive.open(f'{root}data.pkl') as pickled:
-            return _Unpickler(pickled, allowed, storage).load()
+        pickled = io.BytesIO(archive.read(f'{root}data.pkl'))  # all of it, so that its checksum is compared
+        unpickler = _Unpickler(pickled, allowed, storage)
+        return unpickler.load(), unpickler.unfilled
 
 
 def _load_legacy(file, allowed):
-    if tuple(_Unpickler(file).load() for _ in LEGACY_START) != LEGACY_START:
+    start = _Unpickler(file).load()
+    if isinstance(start, dict):
+        raise pickle.UnpicklingError(PLAIN_PICKLE)
+    if (start, _Unpickler(file).load()) != LEGACY_START:
         raise pickle.UnpicklingError('no file of PyTorch')
     _Unpickler(file).load()  # about the machine that wrote it
     left, memory = os.fstat(file.fileno()).st_size, {}
@@ -116,7 +202,8 @@ def _load_legacy(file, allowed):
         _check(_is_size(start) and _is_size(length) and start + length <= num_elements, 'view')
         return elements[start : start + length]
 
-    result = _Unpickler(file, allowed, storage).load()
+    unpickler = _Unpickler(file, allowed, storage)
+    result = unpickler.load()
     keys = _Unpickler(file).load()
     _check(type(keys) is list and len(keys) == len(memory) and set(keys) == set(memory), 'list of storages')
     for key in keys:
@@ -125,7 +212,7 @@ def _load_legacy(file, allowed):
         data = file.read(len(held))
         _check(len(data) == len(held), 'end of the file')
         held.copy_(_memory(data))
-    return result
+    return result, unpickler.unfilled
 
 
 def _memory(data):
@@ -151,42 +238,40 @@ def _check(holds, what):
         raise pickle.UnpicklingError(f'Unsupported {what}')
 
 
-def _check_keys(keys):
-    for key in keys:
-        flat = key if type(key) is tuple else (key,)
-        _check(all(type(part) in PLAIN for part in flat), 'key')
-
-
 class _Unpickler(pickle._Unpickler):
     """Makes plain values, tensors and arrays of numbers, and instances of the classes that are allowed.
 
     Args:
         file (BinaryIO): at the start of a pickle.
-        allowed (dict, optional): classes, and functions of such classes and plain values, by the name in the pickle.
+        allowed (Mapping, optional): as in `load`.
         storage (Callable, optional): from the dtype of a storage and the rest of its id to its elements.
     """
 
-    def __init__(self, file: BinaryIO, allowed: dict[str, Any] | None = None, storage=None):
+    def __init__(self, file: BinaryIO, allowed: Mapping[str, Any] = MappingProxyType({}), storage=None):
         super().__init__(file, encoding='utf-8')
-        self.allowed, self.storage = allowed or {}, storage
-        self.arrays = []  # that wait for their numbers
+        self.allowed, self.storage = allowed, storage
+        self.unfilled = []  # arrays that wait for their numbers
+        self.num_guessable_keys = 0
 
     def find_class(self, module, name):
         module = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module)  # names of Python 2
         name = f'{module}.{name}'
         if name in DTYPES:
             return DTYPES[name]
-        if not (name in FUNCTIONS or name in CLASSES or name in self.allowed):
-            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {name}')
-        return _Name(name)
+        return (_Name if name in FUNCTIONS or name in CLASSES or name in self.allowed else _Unread)(name)
 
     def load_reduce(self):
         args, called = self.stack.pop(), self.stack[-1]
-        _check(type(called) is _Name and type(args) is tuple, 'call')
-        if called.name in FUNCTIONS:
+        _check(isinstance(called, _Unread) and type(args) is tuple, 'call')
+        unread = next((value for value in (called, *args) if type(value) is _Unread), None)
+        if unread:
+            self.stack[-1] = _Unread(unread.name)
+        elif called.name in FUNCTIONS:
+            if called.name in KEYS and args:
+                self._check_keys(KEYS[called.name](args[0]))
             self.stack[-1] = FUNCTIONS[called.name](*args)
             if type(self.stack[-1]) is np.ndarray:
-                self.arrays.append(self.stack[-1])
+                self.unfilled.append(self.stack[-1])
         else:
             function = self.allowed.get(called.name)
             _check(function is not None and not isinstance(function, type), 'call')
@@ -194,69 +279,110 @@ class _Unpickler(pickle._Unpickler):
 
     def load_newobj(self):
         args, made = self.stack.pop(), self.stack.pop()
+        if type(made) is _Unread:
+            self.append(_Unread(made.name))
+            return
         made = self.allowed.get(made.name) if type(made) is _Name else None
         _check(isinstance(made, type) and args == (), 'instance')
         self.append(made.__new__(made))
 
+    def load_newobj_ex(self):
+        self.stack.pop()
+        self.load_newobj()
+
     def load_build(self):
         state, built = self.stack.pop(), self.stack[-1]
+        if type(built) is _Unread:
+            return
         if isinstance(built, np.dtype):
             _check(type(state) is tuple and len(state) > 1 and state[1] in ('<', '>', '|', '='), 'state of a dtype')
             _check(all(part is None for part in state[2:5]), 'dtype with fields')
-            built.__setstate__((3, state[1], None, None, None, -1, -1, 0))
+            built.__setstate__((3, state[1], None, None, None, built.itemsize, built.alignment, 0))
         elif type(built) is np.ndarray:
-            _check(any(array is built for array in self.arrays), 'array that is filled twice')
-            self.arrays = [array for array in self.arrays if array is not built]
-            _fill_array(built, *state)
+            _check(any(array is built for array in self.unfilled), 'array that is filled twice')
+            if not any(type(part) is _Unread for part in state):
+                self.unfilled = [array for array in self.unfilled if array is not built]
+                _fill_array(built, *state)
         else:
             filled = (OrderedDict, *(item for item in self.allowed.values() if isinstance(item, type)))
             _check(type(built) in filled and type(state) is dict, f'state of a {type(built).__name__}')
-            _check_keys(state)
+            self._check_keys(state)
             for key, value in state.items():
                 # No attribute takes the place of a method, or is one that libraries look for.
                 if type(key) is str and not key.startswith('__') and not hasattr(type(built), key):
                     built.__dict__[key] = value
 
     def persistent_load(self, pid):
-        _check(self.storage and type(pid) is tuple and len(pid) > 1 and pid[0] == 'storage', 'persistent id')
-        _check(type(pid[1]) is _Name and pid[1].name in CLASSES, 'storage')
-        dtype = CLASSES[pid[1].name]
-        _check(dtype, 'storage')
-        return _Storage(self.storage(dtype, *pid[2:]))
+        _check(self.storage and type(pid) is tuple and len(pid) > 1, 'persistent id')
+        _check(pid[0] in ('storage', 'module') and isinstance(pid[1], _Unread), 'persistent id')
+        if pid[0] == 'module':  # a class, in the old format
+            return _Unread(pid[1].name)
+        dtype = CLASSES.get(pid[1].name)
+        return _Storage(self.storage(dtype, *pid[2:])) if dtype else _Unread(pid[1].name)
+
+    def _check_keys(self, keys):
+        for key in keys:
+            flat = key if type(key) is tuple else (key,)
+            _check(all(type(part) in PLAIN or isinstance(part, _Unread) for part in flat), 'key')
+            # Hashes of text differ from process to process; that of a small int is the int.
+            if type(key) not in (str, bytes) and not (type(key) is int and abs(key) < 2**60):
+                self.num_guessable_keys += 1
+        _check(self.num_guessable_keys <= MAX_GUESSABLE_KEYS, 'number of keys that are not text')
 
     def load_append(self):
-        _check(type(self.stack[-2]) is list, 'list')
-        super().load_append()
+        if self._takes(self.stack[-2], (list,)):
+            super().load_append()
+        else:
+            self.stack.pop()
 
     def load_appends(self):
-        _check(type(self.metastack[-1][-1]) is list, 'list')
-        super().load_appends()
+        if self._takes(self.metastack[-1][-1], (list,)):
+            super().load_appends()
+        else:
+            self.pop_mark()
 
     def load_setitem(self):
-        _check(type(self.stack[-3]) in (dict, OrderedDict), 'dict')
-        _check_keys(self.stack[-2:-1])
-        super().load_setitem()
+        self._check_keys(self.stack[-2:-1])
+        if self._takes(self.stack[-3], (dict, OrderedDict)):
+            super().load_setitem()
+        else:
+            del self.stack[-2:]
 
     def load_setitems(self):
-        _check(type(self.metastack[-1][-1]) in (dict, OrderedDict), 'dict')
-        _check_keys(self.stack[::2])
-        super().load_setitems()
+        self._check_keys(self.stack[::2])
+        if self._takes(self.metastack[-1][-1], (dict, OrderedDict)):
+            super().load_setitems()
+        else:
+            self.pop_mark()
 
     def load_additems(self):
-        _check(type(self.metastack[-1][-1]) is set, 'set')
-        _check_keys(self.stack)
-        super().load_additems()
+        self._check_keys(self.stack)
+        if self._takes(self.metastack[-1][-1], (set,)):
+            super().load_additems()
+        else:
+            self.pop_mark()
+
+    def load_frozenset(self):
+        self._check_keys(self.stack)
+        super().load_frozenset()
+
+    def _takes(self, container, kinds):
+        """Whether a container of some kinds is there to be filled, and not one of a class that is not read."""
+        _check(type(container) in (*kinds, _Unread), kinds[0].__name__)
+        return type(container) is not _Unread
 
     dispatch = {  # noqa: RUF012
         **{getattr(pickle, opcode)[0]: pickle._Unpickler.dispatch[getattr(pickle, opcode)[0]] for opcode in OPCODES},
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_newobj,
+        pickle.NEWOBJ_EX[0]: load_newobj_ex,
         pickle.BUILD[0]: load_build,
         pickle.APPEND[0]: load_append,
         pickle.APPENDS[0]: load_appends,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
     }
 
 
@@ -275,6 +401,12 @@ def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, meta
     return storage.elements.as_strided(size, stride, offset)
 
 
+def _tensor_of_bytes(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None):
+    _check(type(storage) is _Storage and isinstance(dtype, torch.dtype), 'storage of a tensor')
+    _check(len(storage.elements) % _itemsize(dtype) == 0, 'size of a storage')
+    return _tensor(_Storage(storage.elements.view(dtype)), offset, size, stride, metadata=metadata)
+
+
 def _parameter(data, requires_grad=True, hooks=None, state=None):
     _check(type(data) is Tensor and type(requires_grad) is bool, 'parameter')
     return nn.Parameter(data, requires_grad and (data.is_floating_point() or data.is_complex()))
@@ -282,19 +414,26 @@ def _parameter(data, requires_grad=True, hooks=None, state=None):
 
 def _of_type(function, kind, args, state):
     _check(type(function) is _Name and function.name in TENSORS and type(args) is tuple, 'tensor')
+    _check(not any(type(value) is _Unread for value in args), 'tensor')
     return TENSORS[function.name](*args)
 
 
 def _ordered_dict(pairs=()):
-    _check(type(pairs) in (list, tuple) and all(type(pair) in (list, tuple) for pair in pairs), 'dict')
-    _check_keys([pair[0] for pair in pairs])
     return OrderedDict(pairs)
 
 
 def _set(items=()):
-    _check(type(items) in (list, tuple), 'set')
-    _check_keys(items)
     return set(items)
+
+
+def _first_of_each(pairs):
+    _check(type(pairs) in (list, tuple) and all(type(pair) in (list, tuple) for pair in pairs), 'dict')
+    return [pair[0] for pair in pairs]
+
+
+def _items(items):
+    _check(type(items) in (list, tuple), 'set')
+    return items
 
 
 def _counter(counts):
@@ -332,8 +471,9 @@ def _device(kind, index=None):
 
 
 def _dtype(code, *_):
-    # Numbers and booleans alone: an object in an array would be a pointer.
-    _check(type(code) is str and re.fullmatch(r'[<>|=]?[biufc]\d+', code), 'NumPy dtype')
+    # Numbers, booleans and text alone: an object in an array would be a pointer.
+    if type(code) is not str or not re.fullmatch(r'[<>|=]?[biufcSU]\d+', code):
+        return _Unread('numpy.dtype')
     return np.dtype(code, False, True)  # a copy, which gets its byte order when it is built
 
 
@@ -350,12 +490,13 @@ def _fill_array(array, version, shape, dtype, is_fortran, values):
 
 def _scalar(dtype, value):
     _check(isinstance(dtype, np.dtype) and type(value) is bytes and len(value) == dtype.itemsize, 'NumPy number')
-    return np.frombuffer(value, dtype)[0]
+    return np.frombuffer(value, dtype)[0] if value else dtype.type()
 
 
 TENSORS = {
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v3': _tensor_of_bytes,
     'torch._utils._rebuild_parameter': _parameter,
     'torch._utils._rebuild_parameter_with_state': _parameter,
 }
@@ -375,7 +516,9 @@ FUNCTIONS = {
     **{f'numpy.{core}.multiarray._reconstruct': _array for core in ('core', '_core')},
     **{f'numpy.{core}.multiarray.scalar': _scalar for core in ('core', '_core')},
 }
+KEYS = {'collections.OrderedDict': _first_of_each, 'builtins.set': _items}  # that their argument becomes
 CLASSES = {  # that are named and never called, and the dtypes of storages
     **{f'torch.{kind}Storage': dtype for kind, dtype in STORAGES.items()},
+    'torch.storage.UntypedStorage': torch.uint8,
     **dict.fromkeys(('numpy.ndarray', 'torch.Tensor', 'torch.nn.parameter.Parameter')),
 }

@@ -1,0 +1,112 @@
+"""Downloading checkpoint files, each once, into a folder of the cache of `torch.hub`."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+from mmengine.logging import print_log
+
+TIMEOUT = 30  # seconds without an answer
+HASH_IN_NAME = re.compile(r'-(?!\d+\.)([0-9a-f]{8,64})\.\w+$')  # digits alone are a date or a number of iterations
+LOCK = '.lock'
+
+
+class DownloadError(Exception):
+    """A file can't be downloaded; the message says why."""
+
+
+def download(url: str, check: Callable[[str], object]) -> str:
+    """The path of a downloaded file. Other processes that want it meanwhile wait.
+
+    A file gets its name once it is whole. What a killed download leaves is removed by the next one.
+
+    Args:
+        url (str): of http or https.
+        check (Callable): called with the path of what came, which has another name yet; raises an error if it is not
+            what was wanted, and nothing is kept.
+
+    Raises:
+        DownloadError: there is no such file, the server does not answer, or the file has another hash than its name
+            says, as ``swin_v2_t-b137f0e2.pth`` does.
+    """
+    try:
+        path = cached_path(url)
+    except ValueError as error:
+        raise DownloadError(str(error)) from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parents[1])
+        with _locked(path.parent):
+            if not path.exists():
+                _fetch(url, path, check)
+    except (OSError, HTTPException, UnicodeError) as error:
+        raise DownloadError(str(error) or type(error).__name__) from error
+    return str(path)
+
+
+def cached_path(url: str) -> Path:
+    """Where a downloaded file is kept: under its own name, which may tell its windows, in a folder of its URL's own.
+
+    Raises:
+        ValueError: it is no URL.
+    """
+    parts = urlsplit(url)
+    if not parts.hostname:
+        raise ValueError('it names no host')
+    name = re.sub(r'[^\w.-]', '_', os.path.basename(parts.path)).lstrip('.')[-128:] or 'checkpoint'
+    return Path(torch.hub.get_dir(), 'swinv2_mm', hashlib.sha256(url.encode()).hexdigest()[:16], name)
+
+
+def _fetch(url, path, check):
+    print_log(f'Downloading {url} to {path}', logger='current')
+    digest = HASH_IN_NAME.search(path.name)
+    partial = path.with_name(f'{path.name}.partial')
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        torch.hub.download_url_to_file(url, partial, hash_prefix=digest and digest[1], progress=sys.stderr.isatty())
+        check(str(partial))
+        os.replace(partial, path)
+    except RuntimeError as error:
+        raise DownloadError(f'it is not the file that its name says, {error}') from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+        _remove_all_but(path)
+
+
+@contextmanager
+def _locked(folder, wait=True):
+    """Hold the lock of a folder, which the kernel takes from a process that dies. Gives whether it is held."""
+    with open(folder / LOCK, 'w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except OSError:  # somebody else has it, or the file system knows no locks
+            held = False
+        yield held
+
+
+def _remove_leftovers(cache):
+    """Remove what killed downloads left: files beside the one that is wanted in folders that nobody has locked."""
+    for folder in cache.iterdir():
+        if any(path.name.endswith('.partial') for path in folder.iterdir()):
+            with _locked(folder, wait=False) as held:
+                for path in folder.glob('*.partial') if held else ():
+                    path.unlink()
+
+
+def _remove_all_but(path):
+    for other in path.parent.iterdir():
+        if other.name not in (path.name, LOCK):
+            other.unlink()
