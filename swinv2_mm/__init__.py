@@ -1,4 +1,7 @@
-"""Swin Transformer V2 for OpenMMLab; importing it registers the backbone and how to train it."""
+"""Swin Transformer V2 for OpenMMLab.
+
+Importing it registers the backbone and how to train it, and has mmengine read checkpoints without running code.
+"""
 
 import mmengine
 from mmengine.utils import digit_version
@@ -9,11 +12,14 @@ if digit_version(mmengine.__version__) < digit_version('0.8.0'):
         f'{mmengine.__version__}: pip install mmengine==0.10.7'
     )
 
+from . import mmengine_reading
 from .amp import BFloat16OptimWrapper
 from .backbone import SwinTransformerV2
 from .checkpoint import LoadReport, load_pretrained
 from .files import CheckpointError
 from .optim import SwinV2OptimWrapperConstructor
+
+mmengine_reading.register()
 
 __all__ = [
     'BFloat16OptimWrapper',
