@@ -21,7 +21,10 @@ from . import compat
 from .arch import POSITION_BIASES, has_extra_norm, parse_arch
 from .attention import WindowAttention
 from .checkpoint import load_pretrained
+from .files import CheckpointError
+from .formats import convert, identify
 from .ops.linear import Linear
+from .other_names import refuse_other_names
 from .pretrained_windows import windows_from_tables, windows_stated
 from .windows import Windows, largest_window, map_windows, partition
 
@@ -228,10 +231,13 @@ class SwinTransformerV2(BaseModule):
         frozen_stages (int): -1 freezes nothing, 0 the patch embedding, n also the first n stages with their norms.
         with_cp (bool): activation checkpointing of every block in training: less memory, more time.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads weights, as
-            `load_pretrained` does; ``allow_missing`` goes there too.
+            `load_pretrained` does; ``allow_missing`` and ``prefix`` go there too. mmengine's ``map_location`` may stand
+            there: files are read onto the CPU.
+        others: none. What other implementations call these arguments is told apart, and named in the error.
 
     Raises:
         ValueError: an argument is out of its range; the message names it, its value and what would be right.
+        TypeError: an argument has another name here, or none.
     """
 
     def __init__(
@@ -251,7 +257,9 @@ class SwinTransformerV2(BaseModule):
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: dict | None = None,
+        **others,
     ):
+        refuse_other_names(arch, others)
         super().__init__(init_cfg)
         arch = parse_arch(arch)
         num_stages = len(arch.depths)
@@ -369,20 +377,20 @@ class SwinTransformerV2(BaseModule):
         if self.init_cfg is not None:
             load_pretrained(self, *self.pretrained_source())
 
-    def pretrained_source(self) -> tuple[str, str | Sequence[str]]:
-        """The path or URL that ``init_cfg`` names, and its ``allow_missing``.
+    def pretrained_source(self) -> tuple[str, str | Sequence[str], str]:
+        """The path or URL that ``init_cfg`` names, its ``allow_missing`` and its ``prefix``.
 
         Raises:
             ValueError: it has any other form.
         """
         cfg = self.init_cfg if isinstance(self.init_cfg, dict) else {}
-        keys, optional = {'type', 'checkpoint'}, {'allow_missing'}
+        keys, optional = {'type', 'checkpoint'}, {'allow_missing', 'prefix', 'map_location'}
         if cfg.get('type') != 'Pretrained' or not keys <= set(cfg) <= keys | optional:
             raise ValueError(
                 "init_cfg must be None or dict(type='Pretrained', checkpoint=PATH_OR_URL), optionally with "
-                f'allow_missing=[NAME, ...], got {self.init_cfg!r}'
+                f'allow_missing=[NAME, ...] and prefix=NAME, got {self.init_cfg!r}'
             )
-        return cfg['checkpoint'], cfg.get('allow_missing', ())
+        return cfg['checkpoint'], cfg.get('allow_missing', ()), cfg.get('prefix') or ''
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -413,7 +421,11 @@ class SwinTransformerV2(BaseModule):
                 nn.init.zeros_(module.norm2.weight)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        loaded, own = self._windows_in(state_dict, prefix), self.pretrained_window_sizes
+        tables = self._to_own_layout(state_dict, prefix)
+        loaded, own = (
+            self._windows_in(state_dict.get(f'{prefix}pretrained_windows'), tables),
+            self.pretrained_window_sizes,
+        )
         if loaded is None and not self.pretrained_windows_given:
             _warn(f'the state dict does not say the windows it was trained with: pretrained_window_sizes stays {own}')
         elif loaded is not None and loaded != own and self.pretrained_windows_given:
@@ -426,16 +438,35 @@ class SwinTransformerV2(BaseModule):
         state_dict[f'{prefix}pretrained_windows'] = torch.tensor(self.pretrained_window_sizes)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _windows_in(self, state_dict, prefix):
+    def _to_own_layout(self, state_dict, prefix):
+        """Put weights of another layout, as of a detector that was trained with another implementation, into ours.
+
+        Returns:
+            dict: the tables of coordinates in the file, by their names in the official layout.
+        """
+        own = {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
+        theirs = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
+        if own.issuperset(theirs):
+            return {}
+        try:
+            _, inner = identify(theirs)
+        except CheckpointError:
+            return {}  # no whole backbone: whoever loads says what is missing
+        if inner:
+            return {}
+        converted = convert(theirs)
+        for name in theirs:
+            del state_dict[prefix + name]
+        state_dict.update({prefix + name: value for name, value in converted.weights.items()})
+        return converted.tables
+
+    def _windows_in(self, stated, tables):
         """The windows that a state dict says it was trained with, ours or an official one; None if it does not."""
         if self.position_bias == 'parameterized':
             return self.pretrained_window_sizes  # loading resizes the tables
-        stated = state_dict.get(f'{prefix}pretrained_windows')
         if stated is not None:
             windows = windows_stated(stated).pretrained_window_sizes
             return windows if len(windows) == len(self.layers) else None
-        names = [name for name in state_dict if name.startswith(prefix) and name.endswith('relative_coords_table')]
-        tables = {name[len(prefix) :]: state_dict[name] for name in names}
         return windows_from_tables(tables, len(self.layers)).pretrained_window_sizes
 
 

@@ -19,6 +19,7 @@ from .formats import Converted, convert
 from .position_bias import resize_table, table_window
 from .pretrained_windows import TrainedWindows, infer_windows
 
+PATCH_FILTERS = 'patch_embed.proj.weight'
 BIAS_TABLE = 'attn.relative_position_bias_table.weight'
 
 
@@ -58,12 +59,12 @@ class LoadReport(NamedTuple):
             'left out': self.left_out,
             'initial': self.initial,
         }
-        lines += [f'{title.ljust(widths[0])}  {_count(names)}' for title, names in listed.items()]
+        lines += [f'{title.ljust(widths[0])}  {count(names)}' for title, names in listed.items()]
         place = f', found at {self.place}' if self.place else ''
         return '\n'.join([f'Loaded {self.source} (format: {self.format}{place})', *(f'  {line}' for line in lines)])
 
 
-def _count(names):
+def count(names: Mapping[str, str] | Sequence[str]) -> str:
     """`4 tensors: 2 classifier (head.weight, ...), 2 ...` for names with reasons, just the number without."""
     if not isinstance(names, Mapping) or not names:
         return f'{len(names)} tensors'
@@ -78,6 +79,7 @@ def load_pretrained(
     backbone: nn.Module,
     source: str | os.PathLike | Mapping,
     allow_missing: str | Sequence[str] = (),
+    prefix: str = '',
 ) -> LoadReport:
     """Load weights of any published layout into the backbone, and log a report.
 
@@ -90,8 +92,11 @@ def load_pretrained(
         backbone (SwinTransformerV2): the backbone to load into.
         source (str | Mapping): a path, a URL or a state dict.
         allow_missing (str | Sequence[str]): names of parameters or modules of the backbone that may stay at their
-            initial value if the file lacks them or has them in another shape, e.g. ``patch_embed.proj`` for an image of
-            other than three channels. The patch embedding must be there in some shape: it tells the layout.
+            initial value if the file lacks them or has them in another shape. With ``patch_embed.proj``, for images of
+            other channels, the filters of the channels that both have stay, or become their sum for one channel. The
+            patch embedding must be there in some shape: it tells the layout.
+        prefix (str): which backbone to take where the file holds several, such as ``teacher``: the start of its names,
+            or the keys of the dicts around them.
 
     Returns:
         LoadReport: what was loaded, converted, left out and left as it was, and the windows.
@@ -100,7 +105,7 @@ def load_pretrained(
         CheckpointError: the file can't be read (`read_checkpoint`), holds no Swin V2 or one that does not fit the
             backbone, or nothing says which windows it was trained with.
     """
-    weights, report = fit_pretrained(backbone, source, allow_missing)
+    weights, report = fit_pretrained(backbone, source, allow_missing, prefix)
     backbone.load_state_dict(weights, strict=False)
     print_log(str(report), logger='current')
     return report
@@ -110,6 +115,7 @@ def fit_pretrained(
     backbone: nn.Module,
     source: str | os.PathLike | Mapping,
     allow_missing: str | Sequence[str] = (),
+    prefix: str = '',
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Read the weights that `load_pretrained` loads, and check that they fit; changes nothing.
 
@@ -123,17 +129,9 @@ def fit_pretrained(
             f'load_pretrained loads into a SwinTransformerV2, got {type(backbone).__name__}: pass model.backbone'
         )
     allowed = (allow_missing,) if isinstance(allow_missing, str) else tuple(allow_missing)
-    converted, windows = read_weights(source)
+    converted, windows = read_weights(source, prefix)
     with naming(source):
-        weights, rearranged, left_out, initial = _fit(backbone, converted, allowed)
-        if backbone.position_bias != 'parameterized':
-            if len(windows.pretrained_window_sizes or ()) == len(backbone.window_size):
-                weights['pretrained_windows'] = torch.tensor(windows.pretrained_window_sizes)
-            elif not backbone.pretrained_windows_given:
-                raise CheckpointError(
-                    'nothing says the windows that each stage was trained with: pass pretrained_window_sizes, for '
-                    'example (16, 16, 16, 8) for window 16 at 256 pixels'
-                )
+        weights, rearranged, left_out, initial = fit(backbone, converted, windows, allowed)
     keeps_own = backbone.pretrained_windows_given or backbone.position_bias == 'parameterized'
     own_windows = backbone.pretrained_window_sizes if keeps_own else windows.pretrained_window_sizes
     return weights, LoadReport(
@@ -152,27 +150,32 @@ def fit_pretrained(
     )
 
 
-def read_weights(source: str | os.PathLike | Mapping) -> tuple[Converted, TrainedWindows]:
+def read_weights(source: str | os.PathLike | Mapping, prefix: str = '') -> tuple[Converted, TrainedWindows]:
     """The weights of a checkpoint in our layout, and its windows as far as something says them.
 
     Args:
         source (str | Mapping): a path, a URL or a state dict.
+        prefix (str): as in `load_pretrained`.
 
     Raises:
         CheckpointError: it can't be read, or holds no Swin V2.
     """
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
     with naming(source):
-        converted = convert(checkpoint)
-        stated = converted.weights.pop('pretrained_windows', None)
-        arguments = infer_arguments(converted.weights)
-        if arguments is None:  # incomplete: the rest tells nothing, and fits no backbone
-            return converted, TrainedWindows()
-        arch = parse_arch(arguments['arch'])
-        if arguments['position_bias'] == 'parameterized':
-            return converted, _windows_of_parameterized(converted.weights, len(arch.depths))
-        path = None if isinstance(source, Mapping) else local_path(source)
-        return converted, infer_windows(stated, converted.tables, path, arch, arguments['patch_size'])
+        return convert_with_windows(checkpoint, None if isinstance(source, Mapping) else local_path(source), prefix)
+
+
+def convert_with_windows(checkpoint: Mapping, path: str | None, prefix: str = '') -> tuple[Converted, TrainedWindows]:
+    """`read_weights` of what a file holds; its path may say the windows."""
+    converted = convert(checkpoint, prefix)
+    stated = converted.weights.pop('pretrained_windows', None)
+    arguments = infer_arguments(converted.weights)
+    if arguments is None:  # incomplete: the rest tells nothing, and fits no backbone
+        return converted, TrainedWindows()
+    arch = parse_arch(arguments['arch'])
+    if arguments['position_bias'] == 'parameterized':
+        return converted, _windows_of_parameterized(converted.weights, len(arch.depths))
+    return converted, infer_windows(stated, converted.tables, path, arch, arguments['patch_size'])
 
 
 def check_complete(converted: Converted, windows: TrainedWindows) -> dict:
@@ -223,16 +226,50 @@ def _resized(table, window):
     return resize_table(table, window)
 
 
-def _fit(backbone, converted, allow_missing):
-    """The weights to load, those that were rearranged, and what is left out of the file and initial in the backbone.
+def _with_channels(filters, own):
+    """(C, channels, P, P) for the channels of the backbone's own, and what was done; as they are if nothing fits.
+
+    The sum over RGB gives a grey image the features that it has as RGB.
+    """
+    given, wanted = filters.shape[1:2].numel(), own.shape[1]
+    if given == wanted or filters.ndim != 4 or filters[:, 0].shape != own[:, 0].shape:
+        return filters, None
+    if wanted == 1:
+        return filters.sum(1, keepdim=True), f'filters of {given} channels summed'
+    rest = torch.zeros_like(own, device='cpu') if own.is_meta else own.detach().cpu()
+    kept = torch.cat([filters[:, :wanted], rest[:, given:].to(filters.dtype)], 1)
+    return kept, f'filters of the first {min(given, wanted)} channels kept, {max(wanted - given, 0)} initial'
+
+
+def fit(
+    backbone: nn.Module, converted: Converted, windows: TrainedWindows, allow_missing: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str], dict[str, str]]:
+    """Fit weights in our layout to a backbone, which may be on the meta device; changes nothing.
+
+    Returns:
+        tuple: the weights to load, and of the names of each with reasons: those that were rearranged, those in the file
+        that are left out, those that stay initial in the backbone.
 
     Raises:
         CheckpointError: anything that the backbone needs is missing, misshapen or no finite number, or the file holds
-            what the backbone does not know.
+            what the backbone does not know, or nothing says the windows.
     """
+    weights, rearranged, left_out, initial = _fit(backbone, converted, allow_missing)
+    if backbone.position_bias != 'parameterized':
+        if len(windows.pretrained_window_sizes or ()) == len(backbone.window_size):
+            weights['pretrained_windows'] = torch.tensor(windows.pretrained_window_sizes)
+        elif not backbone.pretrained_windows_given:
+            raise CheckpointError(
+                'nothing says the windows that each stage was trained with: pass pretrained_window_sizes, for '
+                'example (16, 16, 16, 8) for window 16 at 256 pixels'
+            )
+    return weights, rearranged, left_out, initial
+
+
+def _fit(backbone, converted, allow_missing):
     own = {name: value for name, value in backbone.state_dict().items() if name != 'pretrained_windows'}
     for allowed in allow_missing:
-        if not any(_is_in(name, (allowed,)) for name in own):
+        if not any(is_in(name, (allowed,)) for name in own):
             raise CheckpointError(f'allow_missing names {allowed!r}, and the backbone has no such parameter or module')
     weights, rearranged, left_out = {}, dict(converted.rearranged), dict(converted.left_out)
     for name, value in converted.weights.items():
@@ -242,7 +279,11 @@ def _fit(backbone, converted, allow_missing):
         if name.endswith(BIAS_TABLE) and name in own and value.shape != own[name].shape:
             value = _resized(value, _table_window(own[name]))
             rearranged[name] = 'table resized bicubically'
-        if name in own and value.shape != own[name].shape and _is_in(name, allow_missing):
+        if name == PATCH_FILTERS and name in own and is_in(name, allow_missing):
+            value, how = _with_channels(value, own[name])
+            if how:
+                rearranged[name] = how
+        if name in own and value.shape != own[name].shape and is_in(name, allow_missing):
             left_out[converted.names.get(name, name)] = 'of another shape, which allow_missing allows'
             continue
         weights[name] = value
@@ -263,12 +304,12 @@ def _find_initial(own, weights, allow_missing):
         norm = name.split('.')[0]
         if norm.startswith('norm') and not any(other.startswith(f'{norm}.') for other in weights):
             initial[name] = 'output norm that the file does not have'
-        elif _is_in(name, allow_missing):
+        elif is_in(name, allow_missing):
             initial[name] = 'allowed by allow_missing'
     return initial
 
 
-def _is_in(name, allowed):
+def is_in(name: str, allowed: Sequence[str]) -> bool:
     """Whether a parameter is one of, or in a module that is one of, the names."""
     return any(name == other or name.startswith(f'{other}.') for other in allowed)
 
@@ -288,12 +329,12 @@ def _check_names(shapes, weights, ours):
         raise CheckpointError(f'it has {sides[0]} and the backbone {sides[1]}: pass {sides[0]}{or_else}')
     wrong = []
     if lacking:
-        wrong.append(f'it lacks {_some(lacking)}')
+        wrong.append(f'it lacks {some(lacking)}')
     if unknown:
-        wrong.append(f'it has {_some(unknown)}, which the backbone does not know')
+        wrong.append(f'it has {some(unknown)}, which the backbone does not know')
     if misshapen:
         name = misshapen[0]
-        wrong.append(f'it has {_some(misshapen)} of shape {tuple(weights[name].shape)}, not {shapes[name]}')
+        wrong.append(f'it has {some(misshapen)} of shape {tuple(weights[name].shape)}, not {shapes[name]}')
     cure = 'it is damaged, or no Swin V2 of the published kind'
     if len(wrong) == 1 and unknown:
         cure = 'it is damaged, or holds more than a backbone, which should then be left out'
@@ -309,7 +350,8 @@ def _check_values(name, value, dtype):
         raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')
 
 
-def _some(names):
+def some(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
     return names[0] if len(names) == 1 else f'{names[0]} and {len(names) - 1} more'
 
 

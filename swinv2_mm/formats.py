@@ -19,7 +19,20 @@ from .files import CheckpointError
 from .position_bias import log_spaced_coordinates
 
 # Averaged weights first; mmengine's EMA hook saves them as state_dict, and the plain ones as ema_state_dict.
-WRAPPERS = ('state_dict_ema', 'model_ema', 'ema_model', 'ema', 'state_dict', 'ema_state_dict', 'model', 'module')
+WRAPPERS = (
+    *(
+        'state_dict_ema',
+        'model_ema',
+        'ema_model',
+        'params_ema',
+        'ema',
+        'state_dict',
+        'ema_state_dict',
+        'model',
+        'module',
+    ),
+    *('model_state_dict', 'model_state', 'net', 'network', 'backbone', 'encoder', 'weights', 'params'),
+)
 SIMMIM = 'for SimMIM pre-training'
 LEFT_OUT = (  # names in our layout that are not of the backbone
     (re.compile(r'(relative_coords_table|relative_position_index|attn_mask)$'), 'computed anew'),
@@ -76,11 +89,12 @@ MMPRETRAIN = {
     'ffn.layers.0.0': 'mlp.fc1',
     'ffn.layers.1': 'mlp.fc2',
 }
+OFFICIAL = {'rpe_mlp': 'cpb_mlp'}  # in the files of SimMIM, and those that were fine-tuned from them
 TIMM_FEATURES = {f'layers_{i}': f'layers.{i}' for i in range(4)}
 FORMATS = (  # the first that fits
     Format('swinv2_mm', 'patch_embed.proj.weight', r'pretrained_windows$'),
-    Format('SimMIM', 'patch_embed.proj.weight', r'mask_token$'),
-    Format('official', 'patch_embed.proj.weight', r'layers\.0\.downsample\.'),
+    Format('SimMIM', 'patch_embed.proj.weight', r'mask_token$', OFFICIAL),
+    Format('official', 'patch_embed.proj.weight', r'layers\.0\.downsample\.', OFFICIAL),
     Format('timm', 'patch_embed.proj.weight', r'layers\.\d+\.downsample\.', downsample_first=True),
     Format('timm features_only', 'patch_embed.proj.weight', r'layers_\d+\.', TIMM_FEATURES, downsample_first=True),
     Format('transformers', 'embeddings.patch_embeddings.projection.weight', r'encoder\.layers\.', TRANSFORMERS),
@@ -103,21 +117,34 @@ class Converted(NamedTuple):
     place: str  # where in the checkpoint they were: keys of dicts, and the prefix of all names
 
 
-def unwrap(checkpoint: Mapping) -> tuple[dict[str, Tensor], list[str]]:
+def unwrap(checkpoint: Mapping, prefix: str = '') -> tuple[dict[str, Tensor], list[str], str]:
     """The tensors of a checkpoint, out of the dicts that training code wraps them in; averaged weights before plain.
 
+    Args:
+        checkpoint (Mapping): what a file holds.
+        prefix (str): chooses one of several backbones, by keys of the dicts and the start of names: ``teacher``.
+
     Returns:
-        tuple: the tensors by name, and the keys of the dicts around them, from the outside.
+        tuple: the tensors by name, the keys of the dicts around them, from the outside, and what is left of the prefix.
 
     Raises:
         CheckpointError: there are none.
     """
-    wrappers = []
+    wrappers, prefix = [], prefix.replace('/', '.').strip('.')
     for _ in range(4):  # deeper than anybody nests them; a file could nest them in a circle
-        wrapper = next((name for name in WRAPPERS if _may_hold_tensors(checkpoint.get(name))), None)
-        if wrapper:
-            checkpoint = checkpoint[wrapper]
-            wrappers.append(wrapper)
+        inner = {key: value for key, value in checkpoint.items() if isinstance(key, str) and _may_hold_tensors(value)}
+        named = [key for key in inner if f'{prefix}.'.startswith(f'{key}.')]
+        with_backbone = [key for key, value in inner.items() if _holds_backbone(value)]
+        known = [key for key in WRAPPERS if key in (with_backbone or inner)]
+        if not named and not known and len(with_backbone) > 1:
+            raise CheckpointError(_several(with_backbone))
+        wrapper = next(iter([*named, *known, *with_backbone]), None)
+        if wrapper is None:
+            break
+        if wrapper in named:
+            prefix = prefix[len(wrapper) + 1 :]
+        checkpoint = checkpoint[wrapper]
+        wrappers.append(wrapper)
     tensors = {
         name: value.detach()
         for name, value in checkpoint.items()
@@ -126,15 +153,33 @@ def unwrap(checkpoint: Mapping) -> tuple[dict[str, Tensor], list[str]]:
     if not tensors:
         keys = ', '.join(str(name) for name in list(checkpoint)[:5]) or 'nothing'
         raise CheckpointError(f'it holds no tensors by name, but {keys}: save or pass the state dict alone')
-    return tensors, wrappers
+    return tensors, wrappers, prefix
 
 
 def _may_hold_tensors(value):
     return isinstance(value, Mapping) and any(isinstance(held, (Tensor, Mapping)) for held in value.values())
 
 
-def identify(state_dict: Mapping[str, Tensor]) -> tuple[Format, str]:
+def _holds_backbone(value, depth=3):
+    anchors = tuple(layout.anchor for layout in FORMATS)
+    return any(
+        (isinstance(held, Tensor) and isinstance(name, str) and name.endswith(anchors))
+        or (depth > 0 and isinstance(held, Mapping) and _holds_backbone(held, depth - 1))
+        for name, held in value.items()
+    )
+
+
+def _several(prefixes):
+    listed = ', '.join(repr(prefix) for prefix in sorted(prefixes))
+    return f'it holds several backbones, with the prefixes {listed}: choose one, as prefix={sorted(prefixes)[0]!r}'
+
+
+def identify(state_dict: Mapping[str, Tensor], prefix: str = '') -> tuple[Format, str]:
     """The layout of a state dict, and the prefix that all names of the backbone have in it.
+
+    Args:
+        state_dict (Mapping): tensors by name.
+        prefix (str): where to look, with or without the dot at its end.
 
     Raises:
         CheckpointError: it holds no Swin V2, or more than one, or a Swin V1.
@@ -142,25 +187,24 @@ def identify(state_dict: Mapping[str, Tensor]) -> tuple[Format, str]:
     found = {}
     for layout in FORMATS:
         for name in state_dict:
-            prefix = name[: -len(layout.anchor)]
-            if name.endswith(layout.anchor) and (not prefix or prefix.endswith('.')) and prefix not in found:
-                names = [other[len(prefix) :] for other in state_dict if other.startswith(prefix)]
+            start = name[: -len(layout.anchor)]
+            if name.endswith(layout.anchor) and (not start or start.endswith('.')) and start not in found:
+                names = [other[len(start) :] for other in state_dict if other.startswith(start)]
                 is_v2 = any('logit_scale' in other for other in names)
                 if is_v2 and any(re.match(layout.mark, other) for other in names):
-                    found[prefix] = layout
-    if len(found) > 1:
-        prefixes = ', '.join(repr(prefix) for prefix in sorted(found))
-        raise CheckpointError(
-            f'it holds several backbones, with the prefixes {prefixes}: save the weights of one alone'
-        )
+                    found[start] = layout
+    chosen = [start for start in found if not prefix or start.startswith(f'{prefix.rstrip(".")}.')]
+    if len(chosen) > 1:
+        raise CheckpointError(_several(chosen))
+    if found and not chosen:
+        raise CheckpointError(f'it holds no Swin V2 with the prefix {prefix!r}, but with {", ".join(map(repr, found))}')
     if not found:
         raise CheckpointError(_why_none(state_dict))
-    prefix, layout = next(iter(found.items()))
-    return layout, prefix
+    return found[chosen[0]], chosen[0]
 
 
 def _why_none(state_dict):
-    has_cpb = any('cpb_mlp' in name or 'continuous_position_bias_mlp' in name for name in state_dict)
+    has_cpb = any(re.search(r'(cpb|rpe|continuous_position_bias)_mlp', name) for name in state_dict)
     if has_cpb and any('logit_scale' in name for name in state_dict):
         return (
             'it holds weights of a Swin V2 but no layout known for one (of the official repository, timm, '
@@ -175,18 +219,22 @@ def _examples(state_dict):
     return f'its tensors are {", ".join(list(state_dict)[:3])}{" and so on" if len(state_dict) > 3 else ""}'
 
 
-def convert(checkpoint: Mapping) -> Converted:
+def convert(checkpoint: Mapping, prefix: str = '') -> Converted:
     """Weights of any published layout, as they were read, in ours.
 
     Separate queries, keys and values are joined; the key bias of torchvision, which its forward pass replaces by 0, is
     left out; the neighbours of a patch merging that uses nn.Unfold (mmpretrain) are reordered; patch mergings that
     begin a stage (timm, mmpretrain) end the one before it; the norm before a classifier is that of the last stage.
 
+    Args:
+        checkpoint (Mapping): what a file holds.
+        prefix (str): chooses one of several backbones; see `unwrap`.
+
     Raises:
         CheckpointError: see `unwrap` and `identify`; or weights do not have the shapes that the layout needs.
     """
-    state_dict, wrappers = unwrap(checkpoint)
-    layout, prefix = identify(state_dict)
+    state_dict, wrappers, prefix = unwrap(checkpoint, prefix)
+    layout, prefix = identify(state_dict, prefix)
     our_names = _our_names(state_dict, layout, prefix)
     is_simmim = 'mask_token' in our_names.values()
     parts, tables, left_out = {}, {}, {}

@@ -138,13 +138,62 @@ def test_what_may_be_missing_is_allowed_by_name(build_small, tmp_path):
         type='Pretrained', checkpoint=str(tmp_path / 'rgb.pth'), allow_missing='patch_embed.proj.weight'
     )
     backbone.init_weights()
-    assert torch.equal(backbone.patch_embed.proj.weight, initial)
+    filters = backbone.patch_embed.proj.weight
+    assert torch.equal(filters[:, :3], source.patch_embed.proj.weight) and torch.equal(filters[:, 3:], initial[:, 3:])
     for name, value in source.state_dict().items():
         if name != 'patch_embed.proj.weight':
             assert torch.equal(backbone.state_dict()[name], value), name
     report = load_pretrained(backbone, tmp_path / 'rgb.pth', allow_missing=['patch_embed'])
+    assert report.converted == {'patch_embed.proj.weight': 'filters of the first 3 channels kept, 1 initial'}
+    assert report.initial == report.left_out == {}
+
+
+def test_filters_of_another_patch_size_are_left_out(build_small):
+    backbone = build_small(patch_size=2)
+    initial = backbone.patch_embed.proj.weight.clone()
+    report = load_pretrained(backbone, build_small().state_dict(), allow_missing=['patch_embed.proj.weight'])
+    assert torch.equal(backbone.patch_embed.proj.weight, initial)
     assert report.initial == {'patch_embed.proj.weight': 'allowed by allow_missing'}
     assert report.left_out == {'patch_embed.proj.weight': 'of another shape, which allow_missing allows'}
+
+
+def test_a_grey_image_has_the_features_of_the_same_image_in_rgb(build_small):
+    source, backbone = build_small().double().eval(), build_small(in_channels=1).double().eval()
+    report = load_pretrained(backbone, source.state_dict(), allow_missing=['patch_embed.proj.weight'])
+    assert report.converted == {'patch_embed.proj.weight': 'filters of 3 channels summed'}
+    image = torch.randn(1, 1, 40, 56, dtype=torch.float64)
+    for grey, rgb in zip(backbone(image), source(image.expand(1, 3, 40, 56))):
+        torch.testing.assert_close(grey, rgb, rtol=1e-12, atol=1e-12)
+
+
+def test_one_of_several_backbones_is_chosen_by_its_prefix(build_small):
+    teacher, student = build_small(), build_small()
+    student.patch_embed.norm.bias.data += 1
+    both = {'teacher': teacher, 'student': student}
+    flat = {f'{who}.backbone.{name}': value for who, net in both.items() for name, value in net.state_dict().items()}
+    nested = {who: {f'backbone.{name}': value for name, value in net.state_dict().items()} for who, net in both.items()}
+    for file in ({'state_dict': flat}, {'state_dict': nested}, nested):
+        with pytest.raises(CheckpointError, match=r"several backbones.*'student.*choose one, as prefix='student"):
+            load_pretrained(build_small(), file)
+        for who, net in both.items():
+            for prefix in (who, f'{who}.', f'{who}.backbone', f'{who}.backbone.'):
+                backbone = build_small()
+                load_pretrained(backbone, file, prefix=prefix)
+                assert torch.equal(backbone.patch_embed.norm.bias, net.patch_embed.norm.bias)
+    with pytest.raises(CheckpointError, match=r"no Swin V2 with the prefix 'ema', but with 'teacher.backbone.', '"):
+        load_pretrained(build_small(), {'state_dict': flat}, prefix='ema')
+
+
+@pytest.mark.parametrize(
+    'extra', [dict(prefix='backbone.'), dict(prefix='backbone'), dict(map_location='cpu')], ids=str
+)
+def test_init_cfg_takes_what_mmengine_takes_there(build_small, tmp_path, extra):
+    source = build_small()
+    weights = {f'backbone.{name}': value for name, value in source.state_dict().items()}
+    torch.save({'state_dict': weights}, tmp_path / 'a.pth')
+    backbone = build_small(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), **extra))
+    backbone.init_weights()
+    assert all(torch.equal(backbone.state_dict()[name], value) for name, value in source.state_dict().items())
 
 
 def test_of_a_file_without_a_part_only_that_part_must_be_allowed(build_small):

@@ -289,6 +289,7 @@ def test_an_official_file_gives_the_features_of_timm_with_it(timm_of_official, t
     file, reasons = state_dict, {'computed anew', 'classifier'}
     if kind == 'pre-trained by SimMIM':
         file = {f'encoder.{name}': value for name, value in state_dict.items() if not name.startswith('head')}
+        file = {name.replace('cpb_mlp', 'rpe_mlp'): value for name, value in file.items()}  # its name there
         file.update({'encoder.mask_token': torch.rand(1, 1, 16)})
         file.update({'decoder.0.weight': torch.rand(3072, 128, 1, 1), 'decoder.0.bias': torch.rand(3072)})
         reasons = {'computed anew', 'for SimMIM pre-training'}
@@ -499,6 +500,45 @@ def test_averaged_weights_go_before_plain_ones(build_small, averaged, plain):
     assert torch.equal(backbone.patch_embed.proj.weight, wanted.patch_embed.proj.weight)
     assert report.place == f'{averaged}/module'
     assert f'found at {averaged}/module)' in str(report)
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        *(
+            'model_state_dict',
+            'model_state',
+            'net',
+            'network',
+            'backbone',
+            'encoder',
+            'weights',
+            'params',
+            'params_ema',
+        ),
+        *('swin', 'my_model'),  # any, where it is the only one that holds a backbone
+    ],
+)
+def test_the_wrappers_of_plain_training_loops_are_taken_off(build_small, key):
+    wanted, backbone = build_small(), build_small()
+    weights = {f'module.{name}': value for name, value in wanted.state_dict().items()}
+    moments = {'state': {0: {'exp_avg': torch.rand(2)}}, 'param_groups': [{'lr': 0.1}]}
+    file = {
+        'epoch': 3,
+        'head': {'weight': torch.rand(2)},
+        key: weights,
+        'optimizer': moments,
+        'loss': torch.tensor(0.1),
+    }
+    report = load_pretrained(backbone, file)
+    assert report.place == f'{key}/module.'
+    assert all(torch.equal(backbone.state_dict()[name], value) for name, value in wanted.state_dict().items())
+
+
+def test_a_wrapper_that_holds_something_else_is_passed_over(build_small):
+    wanted, backbone = build_small(), build_small()
+    load_pretrained(backbone, {'model': {'temperature': torch.rand(1)}, 'my_model': wanted.state_dict()})
+    assert torch.equal(backbone.patch_embed.proj.weight, wanted.patch_embed.proj.weight)
 
 
 def test_settings_of_averaging_are_no_weights(build_small):
