@@ -1,0 +1,155 @@
+"""Loading a checkpoint into a whole detector or segmentor, whole or not at all, with a report."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from .backbone import SwinTransformerV2
+from .checkpoint import convert_with_windows, count, fit, is_in, naming, some
+from .files import CheckpointError
+from .formats import unwrap
+
+
+class ModelReport(NamedTuple):
+    """What `load_model` did with a checkpoint. As a string, a small table."""
+
+    source: str  # the path or URL
+    model: str  # its class
+    loaded: tuple[str, ...]  # names in the model whose values are those of one tensor of the file
+    converted: dict[str, str]  # names in the model whose values were rearranged: how
+    left_out: dict[str, str]  # names in the file that the model does not get: why
+    initial: dict[str, str]  # names in the model that stay at their initial value: why
+
+    def __str__(self):
+        lines = [f'Loaded {self.source} into {self.model}']
+        for title in ('loaded', 'converted', 'left out', 'initial'):
+            lines.append(f'  {title.ljust(9)}  {count(getattr(self, title.replace(" ", "_")))}')
+        return '\n'.join(lines)
+
+
+def load_model(
+    model: nn.Module,
+    checkpoint: Mapping,
+    source: str | os.PathLike,
+    *,
+    transfer: bool = False,
+    allow_missing: Sequence[str] = (),
+) -> ModelReport:
+    """Load all weights of a model, and log a report. Backbones may be of any layout that `load_pretrained` takes.
+
+    Args:
+        model (nn.Module): a detector or segmentor, or the wrapper that distributes one.
+        checkpoint (Mapping): what `read_checkpoint` gives.
+        source (str): the path or URL, for messages; its name may say the windows of a backbone.
+        transfer (bool): whether heads may be left out, as where a detector is fine-tuned on other classes; backbones
+            must be whole all the same.
+        allow_missing (Sequence[str]): names of parameters or modules in a backbone that may stay at their initial
+            value in a transfer, e.g. ``backbone.patch_embed.proj``; or a whole ``backbone``.
+
+    Returns:
+        ModelReport: what was loaded, converted, left out and left as it was.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, of another shape or no finite number; the model is as it was.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    with naming(source):
+        before = {name: value.detach().to('cpu', copy=True) for name, value in model.state_dict().items()}
+        for name in allow_missing:
+            if not any(is_in(other, (name,)) for other in before):
+                raise CheckpointError(f'allow_missing names {name!r}, and the model has no such parameter or module')
+        weights, report = _fit_model(model, checkpoint, source, transfer, tuple(allow_missing) if transfer else ())
+        try:
+            # The hosts' modules may rename what older versions of them wrote: what fits shows when it is loaded.
+            missing, unexpected = model.load_state_dict(weights, strict=False)
+            report = _completed(report, before, missing, unexpected)
+            has_swin = any(isinstance(module, SwinTransformerV2) for module in model.modules())
+            _check_whole(report, transfer, has_swin, allow_missing)
+        except (RuntimeError, CheckpointError) as error:
+            model.load_state_dict(before)
+            raise CheckpointError(str(error).strip().split('\n')[-1].strip()) from None
+    print_log(str(report), logger='current')
+    return report
+
+
+def _fit_model(model, checkpoint, source, transfer, allow_missing):
+    """The weights to load, backbones in our layout, and the report of these as far as it is known before."""
+    held = checkpoint.get('state_dict')
+    tensors = unwrap({'state_dict': held} if isinstance(held, Mapping) else checkpoint)[0]
+    if all(name.startswith('module.') for name in tensors):
+        tensors = {name[len('module.') :]: value for name, value in tensors.items()}
+    metadata = getattr(held, '_metadata', None)
+    own = model.state_dict()
+    weights, converted, left_out, initial = OrderedDict(), {}, {}, {}
+    backbones = {name: module for name, module in model.named_modules() if isinstance(module, SwinTransformerV2)}
+    for path, backbone in backbones.items():
+        prefix = f'{path}.' if path else ''
+        inside = {name[len(prefix) :]: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+        allowed = [name[len(prefix) :] for name in allow_missing if name.startswith(prefix)]
+        try:
+            if not inside:
+                raise CheckpointError('it holds none; the weights of a backbone alone are loaded by --checkpoint')
+            theirs = convert_with_windows(inside, os.fspath(source))
+            fitted, rearranged, without, kept = fit(backbone, *theirs, allowed)
+            if kept and not transfer:
+                raise CheckpointError(f'it lacks {some(list(kept))}')
+        except CheckpointError as error:
+            if not is_in(path, allow_missing):
+                raise CheckpointError(f'{path or "the model"}: {error}') from None
+            kept = dict.fromkeys(backbone.state_dict(), 'allowed by allow_missing')
+            fitted, rearranged, without = {}, {}, dict.fromkeys(inside, 'of no backbone that fits')
+        for ours, theirs in ((weights, fitted), (converted, rearranged), (left_out, without), (initial, kept)):
+            ours.update({prefix + name: value for name, value in theirs.items()})
+    for name, value in tensors.items():
+        if name in own and own[name].shape != value.shape:
+            if not transfer or (not backbones and is_in(name, ('backbone',)) and not is_in(name, allow_missing)):
+                raise CheckpointError(
+                    f'{name} has shape {tuple(value.shape)}, not {tuple(own[name].shape)}: it is not of this config'
+                )
+            left_out[name] = f'of another shape than in the {type(model).__name__}'
+            continue
+        if name in own:
+            _check_kind(name, value, own[name])
+        weights[name] = value
+    weights._metadata = metadata
+    report = ModelReport(os.fspath(source), type(model).__name__, (), converted, left_out, initial)
+    return weights, report
+
+
+def _completed(report, before, missing, unexpected):
+    """The report, with what loading showed."""
+    initial, left_out = dict(report.initial), dict(report.left_out)
+    for name in missing:
+        initial.setdefault(name, 'not in the file, or in another shape')
+    left_out.update(dict.fromkeys(unexpected, 'not in the model'))
+    loaded = [name for name in before if name not in initial and name not in report.converted]
+    return report._replace(loaded=tuple(loaded), left_out=left_out, initial=initial)
+
+
+def _check_whole(report, transfer, has_swin, allow_missing):
+    """Check that nothing stayed initial that must not, and that the file of a whole model has no more."""
+    lacking = [name for name in report.initial if not name.endswith('num_batches_tracked')]
+    if transfer:  # Swin backbones were checked before
+        lacking = [] if has_swin else [name for name in lacking if is_in(name, ('backbone',))]
+        lacking = [name for name in lacking if not is_in(name, allow_missing)]
+    if lacking:
+        raise CheckpointError(f'it lacks {some(lacking)}: it is damaged, or not of this config')
+    unknown = [name for name, why in report.left_out.items() if why == 'not in the model']
+    if unknown and not transfer:
+        raise CheckpointError(f'it has {some(unknown)}, which the model does not have: it is not of this config')
+
+
+def _check_kind(name, value: Tensor, own: Tensor):
+    """Check that a tensor has values, finite ones of the kind that the model has."""
+    floating = own.is_floating_point()
+    if value.is_meta or value.layout != own.layout or value.is_floating_point() != floating:
+        raise CheckpointError(f'{name} is {value.dtype} ({value.layout}), not {own.dtype}: it is damaged')
+    if floating and own.isfinite().all() and not value.to(own.dtype).isfinite().all():
+        raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')
