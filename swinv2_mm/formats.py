@@ -34,8 +34,9 @@ WRAPPERS = (
     *('model_state_dict', 'model_state', 'net', 'network', 'backbone', 'encoder', 'weights', 'params'),
 )
 SIMMIM = 'for SimMIM pre-training'
+COMPUTED = 'computed anew'
 LEFT_OUT = (  # names in our layout that are not of the backbone
-    (re.compile(r'(relative_coords_table|relative_position_index|attn_mask)$'), 'computed anew'),
+    (re.compile(r'(relative_coords_table|relative_position_index|attn_mask)$'), COMPUTED),
     (re.compile(r'^mask_token$'), SIMMIM),
     (re.compile(r'^(head|classifier)\.'), 'classifier'),
 )

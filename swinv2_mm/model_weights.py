@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from .backbone import SwinTransformerV2
 from .checkpoint import convert_with_windows, count, fit, is_in, naming, some
 from .files import CheckpointError
-from .formats import unwrap
+from .formats import COMPUTED, unwrap
 
 
 class ModelReport(NamedTuple):
@@ -141,15 +142,15 @@ def _check_whole(report, transfer, has_swin, allow_missing):
         lacking = [name for name in lacking if not is_in(name, allow_missing)]
     if lacking:
         raise CheckpointError(f'it lacks {some(lacking)}: it is damaged, or not of this config')
-    unknown = [name for name, why in report.left_out.items() if why == 'not in the model']
+    unknown = [name for name, why in report.left_out.items() if why != COMPUTED]
     if unknown and not transfer:
         raise CheckpointError(f'it has {some(unknown)}, which the model does not have: it is not of this config')
 
 
 def _check_kind(name, value: Tensor, own: Tensor):
     """Check that a tensor has values, finite ones of the kind that the model has."""
-    floating = own.is_floating_point()
-    if value.is_meta or value.layout != own.layout or value.is_floating_point() != floating:
+    kinds = [(held.is_floating_point(), held.is_complex(), held.dtype == torch.bool) for held in (value, own)]
+    if value.is_meta or value.layout != own.layout or kinds[0] != kinds[1]:
         raise CheckpointError(f'{name} is {value.dtype} ({value.layout}), not {own.dtype}: it is damaged')
-    if floating and own.isfinite().all() and not value.to(own.dtype).isfinite().all():
+    if own.is_floating_point() and own.isfinite().all() and not value.to(own.dtype).isfinite().all():
         raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')

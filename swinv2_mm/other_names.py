@@ -42,6 +42,7 @@ ELSEWHERE = {
     **dict.fromkeys(('final_norm', 'initializer_range', 'stage_cfgs', 'downsample_layer', 'block'), FIXED),
     **dict.fromkeys(('num_classes', 'global_pool', 'with_cls_token', 'num_labels'), NO_HEAD),
     'convert_weights': 'leave it out, every published layout loads',
+    **dict.fromkeys(('device', 'dtype'), 'leave it out, move the backbone by its method to()'),
     'norm_eval': 'leave it out, there is no batch norm',
 }
 ARCH_NAME = re.compile(r'(?:swin)?[-_]?(?:transformer)?[-_]?(?:v2)?[-_]?([a-z]+)', re.IGNORECASE)

@@ -128,3 +128,13 @@ def coco(shapes, tmp_path_factory):
         panoptic = dict(**common, categories=things + stuff, annotations=annotations)
         (root / f'annotations/panoptic_{split}2017.json').write_text(json.dumps(panoptic))
     return root
+
+
+@pytest.fixture(scope='session')
+def trained_segmentor(tmp_path_factory, shapes, load_tool):
+    """What a run of the demo's segmentor saves after one step."""
+    from entries import train  # tests of the package alone need no host
+
+    work_dir = tmp_path_factory.mktemp('trained')
+    assert train(load_tool, shapes, work_dir) == 0
+    return torch.load(work_dir / 'iter_1.pth', weights_only=False)  # written just now

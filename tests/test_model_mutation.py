@@ -1,0 +1,333 @@
+"""Damaged checkpoints of whole runs, through every entry: they load whole and right, or not at all, in one line.
+
+What is right is computed here name by name from what the damaged file holds, and shares nothing with the package.
+"""
+
+import copy
+import math
+import random
+import re
+from collections import Counter
+
+import pytest
+import torch
+from draws import DRAWS
+from entries import ENTRIES
+from mmengine.logging import MessageHub
+from mmengine.optim import LinearLR, OptimWrapper
+from torch import nn
+
+from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
+from swinv2_mm.checkpoint import check_complete, read_weights
+from swinv2_mm.model_weights import load_model
+from swinv2_mm.runner import check_training_state
+
+ARCH = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
+
+
+class Model(nn.Module):
+    """A small backbone with a neck and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = SwinTransformerV2(ARCH, window_size=4, out_indices=(0, 1))
+        self.neck = nn.Sequential(nn.Conv2d(16, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Linear(4, 3)
+
+
+class Run:
+    """A model in training, and what a Runner saves of it."""
+
+    def __init__(self, randomize, steps):
+        self.model = randomize(Model())
+        self.optimizer = torch.optim.AdamW(
+            [dict(params=self.model.backbone.parameters()), dict(params=[*self.model.neck.parameters()], lr=1e-4)]
+        )
+        self.wrapper = OptimWrapper(self.optimizer)
+        self.schedulers = [LinearLR(self.optimizer, start_factor=0.1)]
+        for _ in range(steps):
+            for parameter in self.model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            self.optimizer.step()
+            self.schedulers[0].step()
+
+    def checkpoint(self):
+        hub = MessageHub('mutation')
+        hub.update_scalar('train/loss', 2.5)
+        return copy.deepcopy(
+            {
+                'meta': {'epoch': 0, 'iter': 3, 'seed': 0, 'dataset_meta': {'classes': ('a', 'b', 'c')}},
+                'state_dict': self.model.state_dict(),
+                'message_hub': hub.state_dict(),
+                'optimizer': self.wrapper.state_dict(),
+                'param_schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            }
+        )
+
+
+# ---------------------------------------------------------------- damages
+
+
+def names(draw, file):
+    return draw.choice(list(file['state_dict']))
+
+
+def drop(draw, file):
+    del file['state_dict'][names(draw, file)]
+
+
+def drop_part(draw, file):
+    part = names(draw, file).rpartition('.')[0].rsplit('.', draw.randrange(3))[0]
+    file['state_dict'] = {name: value for name, value in file['state_dict'].items() if not name.startswith(part)}
+
+
+def rename(draw, file):
+    name = names(draw, file)
+    other = draw.choice(
+        (f'{name}s', name[:-1], f'x.{name}', name.replace('.', '_'), name.replace('backbone', 'encoder'))
+    )
+    file['state_dict'][other] = file['state_dict'].pop(name)
+
+
+def rename_part(draw, file):
+    old, new = draw.choice((('backbone.', 'model.'), ('neck.', 'fpn.'), ('mlp.', 'ffn.'), ('layers.1.', 'layers.2.')))
+    file['state_dict'] = {name.replace(old, new): value for name, value in file['state_dict'].items()}
+
+
+def reshape(draw, file):
+    name = names(draw, file)
+    value = file['state_dict'][name]
+    forms = value.flatten(), value[None], value.movedim(0, -1), value.flatten()[:-1], torch.cat([value.flatten()] * 2)
+    file['state_dict'][name] = draw.choice([form for form in forms if form.shape != value.shape]).clone()
+
+
+def cast(draw, file):
+    name = names(draw, file)
+    dtype = draw.choice((torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float16, torch.float64))
+    file['state_dict'][name] = file['state_dict'][name].to(dtype)
+
+
+def spoil(draw, file):
+    value = file['state_dict'][names(draw, file)]
+    if value.is_floating_point() and value.numel():
+        value.view(-1)[draw.randrange(value.numel())] = draw.choice((math.nan, math.inf, -math.inf))
+
+
+def empty(draw, file):
+    file['state_dict'] = {}
+
+
+def replace(draw, file):
+    file['state_dict'][names(draw, file)] = draw.choice((None, 3, 'text', [1.0], {'a': torch.ones(1)}))
+
+
+def add(draw, file):
+    file['state_dict'][draw.choice(('neck.2.weight', 'backbone.norm7.weight', 'other', 'backbone.x'))] = torch.rand(2)
+
+
+def lose_key(draw, file):
+    file.pop(draw.choice(list(file)))
+
+
+def damage_meta(draw, file):
+    key = draw.choice(('epoch', 'iter'))
+    value = draw.choice((None, -1, 'three', 2.5, [3], True))
+    file['meta'] = draw.choice(({**file['meta'], key: value}, {}, None, 7))
+
+
+def damage_optimizer(draw, file):
+    state, groups = file['optimizer']['state'], file['optimizer']['param_groups']
+    entry = draw.choice(list(state.values()))
+    key = draw.choice(('exp_avg', 'exp_avg_sq', 'step'))
+    draw.choice(
+        (
+            lambda: entry.pop(key),
+            lambda: entry.update({key: entry[key].flatten()[:0]}) if key != 'step' else entry.pop(key),
+            lambda: entry.update({key: torch.full_like(entry[key], math.nan)}),
+            lambda: entry.update({key: None}),
+            lambda: groups.pop(),
+            lambda: groups[0]['params'].pop(),
+            lambda: groups[0].update(lr=math.nan),
+            lambda: state.clear(),
+            lambda: state.update({999: entry}),
+            lambda: file.update(optimizer={}),
+            lambda: file.update(optimizer=None),
+        )
+    )()
+
+
+def damage_schedulers(draw, file):
+    states = file['param_schedulers']
+    draw.choice(
+        (
+            lambda: states.pop(),
+            lambda: states.append(states[0]),
+            lambda: states[0].pop('last_step'),
+            lambda: states[0].update(last_step='x'),
+            lambda: file.update(param_schedulers={}),
+        )
+    )()
+
+
+def damage_hub(draw, file):
+    file['message_hub'] = draw.choice(({}, None, {'log_scalars': {}}, {**file['message_hub'], 'log_scalars': {'a': 1}}))
+
+
+OF_WEIGHTS = drop, drop_part, rename, rename_part, reshape, cast, spoil, empty, replace, add
+OF_STATE = lose_key, damage_meta, damage_optimizer, damage_schedulers, damage_hub
+
+
+# ---------------------------------------------------------------- what is right
+
+
+WINDOWS = 'backbone.pretrained_windows'
+
+
+def tensors_of(file):
+    weights = file.get('state_dict') or {}
+    tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    if WINDOWS in tensors and tensors[WINDOWS].is_floating_point() and tensors[WINDOWS].tolist() == [4, 4]:
+        tensors[WINDOWS] = tensors[WINDOWS].long()  # they are no weights: any type that holds them will do
+    return tensors
+
+
+def has_the_kind(value, own):
+    return value.is_floating_point() == own.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
+
+
+def is_whole(file, own):
+    """Whether a file has all weights of a model, and no other."""
+    weights = tensors_of(file)
+    return set(weights) == set(own) and all(
+        value.shape == own[name].shape and has_the_kind(value, own[name]) and bool(value.isfinite().all())
+        for name, value in weights.items()
+    )
+
+
+def assert_weights(model, expected):
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name].to(value.dtype)), name
+
+
+def check_strict(file, run, before):
+    whole = is_whole(file, before)
+    try:
+        load_model(run.model, file, 'run.pth')
+    except CheckpointError as error:
+        assert '\n' not in str(error)
+        assert not whole, error
+        assert_weights(run.model, before)
+        return False
+    assert whole
+    assert_weights(run.model, tensors_of(file))
+    return True
+
+
+def check_transfer(file, run, before):
+    weights = tensors_of(file)
+    backbone = {name: value for name, value in before.items() if name.startswith('backbone.')}
+    # Output norms may be missing, each as a whole, and there may be others.
+    optional = {f'backbone.norm{i}': {f'backbone.norm{i}.weight', f'backbone.norm{i}.bias'} for i in (0, 1)}
+    left = {name for norm in optional.values() if not norm & set(weights) for name in norm}
+    theirs = {n: v for n, v in weights.items() if n.startswith('backbone.') and not re.match(r'backbone\.norm[2-9]', n)}
+    whole = set(theirs) == set(backbone) - left and all(
+        value.shape == before[name].shape and has_the_kind(value, before[name]) and bool(value.isfinite().all())
+        for name, value in theirs.items()
+    )
+    others = {name: value for name, value in weights.items() if name in before and name not in backbone}
+    fitting = {name: value for name, value in others.items() if value.shape == before[name].shape}
+    whole = whole and all(has_the_kind(v, before[n]) and bool(v.isfinite().all()) for n, v in fitting.items())
+    try:
+        load_model(run.model, file, 'run.pth', transfer=True)
+    except CheckpointError as error:
+        assert '\n' not in str(error)
+        assert not whole, error
+        assert_weights(run.model, before)
+        return False
+    assert whole
+    assert_weights(run.model, {**before, **theirs, **fitting})
+    return True
+
+
+def check_backbone(file, run, before):
+    """The backbone alone: by `load_pretrained`, and by what the checkpoint tools check."""
+    loaded = []
+    for entry in ('load_pretrained', 'tools'):
+        try:
+            if entry == 'tools':
+                check_complete(*read_weights(file))
+            else:
+                load_pretrained(run.model.backbone, file)
+            loaded.append(True)
+        except CheckpointError as error:
+            assert '\n' not in str(error)
+            loaded.append(False)
+    theirs = {n.replace('model.', 'backbone.', 1): v for n, v in tensors_of(file).items()}  # under any name
+    expected = {**before, **{n: v for n, v in theirs.items() if n.startswith('backbone.')}}
+    assert_weights(run.model, expected if loaded[0] else before)
+    return loaded[0]
+
+
+def check_resume(file, run, good):
+    """What is damaged here makes no state that training could go on from, but for what the file has too much."""
+    try:
+        check_training_state(file, 'run.pth', run.wrapper, run.schedulers)
+    except CheckpointError as error:
+        assert '\n' not in str(error)
+        return False
+    run.wrapper.load_state_dict(file['optimizer'])
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.optimizer.step()
+    assert all(bool(parameter.isfinite().all()) for parameter in run.model.parameters())
+    state = file['optimizer']['state']
+    assert len(state) == len(good['optimizer']['state'])
+    assert len(file['param_schedulers']) == 1 and file['meta']['iter'] >= 0 and file['meta']['epoch'] >= 0
+    return True
+
+
+@pytest.mark.parametrize('entry', ['test, infer and --resume', 'load_from', 'a backbone', 'training state'])
+def test_a_damaged_run_loads_whole_or_not_at_all(randomize, entry):
+    source, outcomes = Run(randomize, steps=3), Counter()
+    good = source.checkpoint()
+    run = Run(randomize, steps=0)
+    before = copy.deepcopy(run.model.state_dict())
+    for i in range(250 * DRAWS):
+        draw = random.Random(i)
+        file = copy.deepcopy(good)
+        damages = draw.sample(OF_STATE if entry == 'training state' else OF_WEIGHTS, draw.choice((0, 1, 1, 1, 2)))
+        for damage in damages:
+            if entry == 'training state' or file['state_dict']:
+                damage(draw, file) if not (damage in OF_STATE and len(file) < 5) else None
+        if entry == 'training state':
+            loaded = check_resume(file, Run(randomize, steps=0), good)
+        else:
+            check = {'load_from': check_transfer, 'a backbone': check_backbone}.get(entry, check_strict)
+            loaded = check(file, run, before)
+            run.model.load_state_dict(before)
+        if not damages:
+            assert loaded
+        outcomes[loaded] += 1
+    print(f'{entry}: {sum(outcomes.values())} damaged checkpoints, {outcomes[True]} loaded, none wrongly')
+    assert min(outcomes[True], outcomes[False]) >= 20
+
+
+@pytest.mark.parametrize('entry', ['--resume', 'load_from', 'test', 'infer'])
+def test_a_command_line_ends_with_one_line_where_a_checkpoint_is_damaged(
+    trained_segmentor, no_traces, load_tool, shapes, tmp_path, capfd, entry
+):
+    damages = [drop, reshape, spoil, empty, rename_part] if entry != '--resume' else [*OF_WEIGHTS, *OF_STATE]
+    for i in range(3 * DRAWS):
+        draw = random.Random(f'{entry} {i}')
+        file = copy.deepcopy(trained_segmentor)
+        damage = draw.choice(damages)
+        damage(draw, file)
+        torch.save(file, tmp_path / 'run.pth')
+        folder = tmp_path / f'results_{i}'
+        folder.mkdir()
+        code = ENTRIES[entry](str(tmp_path / 'run.pth'), load_tool=load_tool, shapes=shapes, tmp_path=folder)
+        error = capfd.readouterr().err
+        assert code in (0, 2) and 'Traceback' not in error, (damage.__name__, error)
+        if code == 0:  # a backbone that is whole may be transferred; some damages are none to what is taken
+            assert entry == 'load_from' or damage in (cast, spoil, lose_key, damage_meta), damage.__name__
+        assert not list(folder.rglob('iter_2.pth')) or code == 0
