@@ -138,13 +138,15 @@ def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
             tensors = {name: value.contiguous().clone() for name, value in state_dict.items()}  # none shares memory
             _safetensors(path).save_file(tensors, partial, metadata={'format': 'pt'})
         else:
-            torch.save(state_dict, partial)
+            with open(partial, 'wb') as file:  # PyTorch's own file does not say why it can't be written
+                torch.save(state_dict, file)
         os.chmod(partial, 0o666 & ~_umask())  # temporary files are private
         os.replace(partial, path)
     except CheckpointError:
         raise
     except Exception as error:  # each library has its own for what it cannot write
-        reason = (getattr(error, 'strerror', None) or str(error)).split('\n')[0]
+        cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's follows that of the file
+        reason = (getattr(cause, 'strerror', None) or str(error)).split('\n')[0]
         raise CheckpointError(f'{path} cannot be written: {reason}') from error
     finally:
         if partial and os.path.exists(partial):

@@ -16,7 +16,8 @@ from mmengine.runner import Runner
 
 from swinv2_mm import SwinTransformerV2, launch, load_pretrained
 
-DEMO = str(Path(__file__).parents[1] / 'configs/demo/upernet_swinv2_shapes.py')
+ROOT = Path(__file__).parents[1]
+DEMO = str(ROOT / 'configs/demo/upernet_swinv2_shapes.py')
 
 
 def options(iters, *more):

@@ -331,3 +331,51 @@ def test_a_command_line_ends_with_one_line_where_a_checkpoint_is_damaged(
         if code == 0:  # a backbone that is whole may be transferred; some damages are none to what is taken
             assert entry == 'load_from' or damage in (cast, spoil, lose_key, damage_meta), damage.__name__
         assert not list(folder.rglob('iter_2.pth')) or code == 0
+
+
+def with_names_of_another_class(file):
+    """What a class whose parts are called otherwise than in every known layout would have saved."""
+    del file['state_dict'][WINDOWS]
+    names = {name: name.replace('backbone.layers', 'backbone.stages') for name in file['state_dict']}
+    names = {name: other.replace('.attn.', '.attn.w_msa.') for name, other in names.items()}
+    file['state_dict'] = {names[name]: value for name, value in file['state_dict'].items()}
+
+
+@pytest.mark.parametrize('entry', ['--resume', 'load_from', 'test', 'infer'])
+def test_no_command_line_goes_on_with_a_random_backbone(
+    trained_segmentor, no_traces, load_tool, shapes, tmp_path, capfd, entry
+):
+    file = copy.deepcopy(trained_segmentor)
+    with_names_of_another_class(file)
+    torch.save(file, tmp_path / 'other.pth')
+    code = ENTRIES[entry](str(tmp_path / 'other.pth'), load_tool=load_tool, shapes=shapes, tmp_path=tmp_path)
+    error = capfd.readouterr().err
+    assert code == 2 and 'Traceback' not in error
+    assert 'it holds weights of a Swin V2 but no layout known for one' in error
+
+
+def test_a_segmentor_of_the_official_code_ported_gives_what_ours_gives(
+    trained_segmentor, no_traces, load_tool, shapes, tmp_path
+):
+    """Its file has tables and indices, and does not say the windows otherwise."""
+    file = copy.deepcopy(trained_segmentor)
+    windows = file['state_dict'].pop(WINDOWS).tolist()
+    for name in list(file['state_dict']):
+        if name.startswith('backbone.') and name.endswith('logit_scale'):
+            window = windows[int(name.split('.')[2])]
+            offsets = torch.arange(1 - window, window, dtype=torch.float32) / (window - 1) * 8
+            axis = offsets.sign() * torch.log2(offsets.abs() + 1) / math.log2(8)
+            table = torch.stack(torch.meshgrid(axis, axis, indexing='ij'), -1)
+            file['state_dict'][name.replace('logit_scale', 'relative_coords_table')] = table[None]
+            index = torch.zeros(window**2, window**2, dtype=torch.int64)
+            file['state_dict'][name.replace('logit_scale', 'relative_position_index')] = index
+    torch.save(file, tmp_path / 'ported.pth')
+    torch.save(trained_segmentor, tmp_path / 'ours.pth')
+    pictures = []
+    for name in ('ours', 'ported'):
+        (tmp_path / name).mkdir()
+        source = str(tmp_path / f'{name}.pth')
+        for entry in ('test', 'infer'):
+            assert ENTRIES[entry](source, load_tool=load_tool, shapes=shapes, tmp_path=tmp_path / name) == 0
+        pictures.append([path.read_bytes() for path in sorted((tmp_path / name / 'out/labels').iterdir())])
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 1
