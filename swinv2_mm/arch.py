@@ -152,6 +152,8 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> dict | None:
             mlp_ratio = float(np.nextafter(mlp_ratio, np.inf))
         position_bias = next(kind for kind, holder in POSITION_BIASES.items() if holder in holders)
         parse_arch(arch._asdict())
+        if sum(arch.depths) > len(weights):  # a name of a block that is not there
+            return None
     except (KeyError, ValueError, IndexError, StopIteration, ZeroDivisionError):
         return None
     names = [name for name, known in ARCHS.items() if known == arch]

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .arch import infer_arguments, parameter_shapes, parse_arch
-from .files import CheckpointError, local_path, read_checkpoint
+from .files import CheckpointError, local_path, printable, read_checkpoint
 from .formats import Converted, convert
 from .position_bias import resize_table, table_window
 from .pretrained_windows import TrainedWindows, infer_windows
@@ -61,7 +61,8 @@ class LoadReport(NamedTuple):
         }
         lines += [f'{title.ljust(widths[0])}  {count(names)}' for title, names in listed.items()]
         place = f', found at {self.place}' if self.place else ''
-        return '\n'.join([f'Loaded {self.source} (format: {self.format}{place})', *(f'  {line}' for line in lines)])
+        lines = [f'Loaded {self.source} (format: {self.format}{place})', *(f'  {line}' for line in lines)]
+        return '\n'.join(map(printable, lines))
 
 
 def count(names: Mapping[str, str] | Sequence[str]) -> str:
@@ -273,7 +274,8 @@ def _fit(backbone, converted, allow_missing):
             raise CheckpointError(f'allow_missing names {allowed!r}, and the backbone has no such parameter or module')
     weights, rearranged, left_out = {}, dict(converted.rearranged), dict(converted.left_out)
     for name, value in converted.weights.items():
-        if re.match(r'norm\d+\.(weight|bias)$', name) and name not in own:
+        norm = re.match(r'norm(\d)\.(weight|bias)$', name)
+        if norm and int(norm[1]) < len(backbone.window_size) and name not in own:
             left_out[converted.names.get(name, name)] = 'norm of a stage that the backbone does not return'
             continue
         if name.endswith(BIAS_TABLE) and name in own and value.shape != own[name].shape:
@@ -364,5 +366,5 @@ def naming(source):
     """Put the name of a checkpoint before a `CheckpointError` about what it holds."""
     try:
         yield
-    except CheckpointError as error:
-        raise CheckpointError(f'checkpoint {_label(source)}: {" ".join(str(error).splitlines())}') from None
+    except ValueError as error:  # a CheckpointError, or of a number in a name that no int holds
+        raise CheckpointError(f'checkpoint {_label(source)}: {printable(" ".join(str(error).splitlines()))}') from None

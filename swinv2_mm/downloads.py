@@ -9,7 +9,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -45,11 +45,12 @@ def download(url: str, check: Callable[[str], object]) -> str:
     except ValueError as error:
         raise DownloadError(str(error)) from None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parents[1])
-        with _locked(path.parent):
-            if not path.exists():
-                _fetch(url, path, check)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path.parents[1])
+            with _locked(path.parent):
+                if not path.exists():
+                    _fetch(url, path, check)
     except (OSError, HTTPException, UnicodeError) as error:
         raise DownloadError(str(error) or type(error).__name__) from error
     return str(path)
@@ -99,11 +100,10 @@ def _locked(folder, wait=True):
 
 def _remove_leftovers(cache):
     """Remove what killed downloads left: files beside the one that is wanted in folders that nobody has locked."""
-    for folder in cache.iterdir():
-        if any(path.name.endswith('.partial') for path in folder.iterdir()):
-            with _locked(folder, wait=False) as held:
-                for path in folder.glob('*.partial') if held else ():
-                    path.unlink()
+    for folder in {path.parent for path in cache.glob('*/*.partial')}:
+        with suppress(OSError), _locked(folder, wait=False) as held:
+            for path in folder.glob('*.partial') if held else ():
+                path.unlink()
 
 
 def _remove_all_but(path):

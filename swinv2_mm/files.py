@@ -89,10 +89,10 @@ def _read(path, cure):
         refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
         if refused:
             raise CheckpointError(
-                f'checkpoint {path} holds {_printable(refused[1])} in the place of weights, which could run code, '
+                f'checkpoint {path} holds {printable(refused[1])} in the place of weights, which could run code, '
                 'and is refused: save the tensors alone, as a state dict'
             ) from None
-        reason = _printable(str(error) or type(error).__name__)
+        reason = printable(str(error) or type(error).__name__)
         if reason == unpickling.PLAIN_PICKLE:
             raise CheckpointError(
                 f'checkpoint {path} is a plain pickle, as detectron2 writes, and no file of torch.save: save its '
@@ -100,7 +100,7 @@ def _read(path, cure):
             ) from None
         raise CheckpointError(f'checkpoint {path} is truncated or no checkpoint ({reason}): {cure}') from None
     if left_out:
-        named = [f'{_printable(place)} ({_printable(name)})' for place, name in left_out.items()]
+        named = [f'{printable(place)} ({printable(name)})' for place, name in left_out.items()]
         more = f' and {len(named) - 5} more' if len(named) > 5 else ''
         print_log(
             f'Left out of {path} what is no plain value: {", ".join(named[:5])}{more}',
@@ -112,7 +112,7 @@ def _read(path, cure):
     return checkpoint
 
 
-def _printable(text):
+def printable(text: str) -> str:
     """The first line of a text that a file may have chosen, without what moves the cursor of a terminal."""
     return ''.join(letter if letter.isprintable() else '?' for letter in text.split('\n')[0])
 
@@ -194,7 +194,7 @@ def _download(url):
         return download(url, check)
     except DownloadError as error:
         raise CheckpointError(
-            f'cannot download {url} ({error}): download it on a machine with network, for example with '
+            f'cannot download {url} ({printable(str(error))}): download it on a machine with network, for example with '
             f'"wget {url}", and pass the file (tools/train.py: --checkpoint FILE, or none to start from scratch)'
         ) from error
 

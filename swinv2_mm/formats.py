@@ -33,6 +33,7 @@ WRAPPERS = (
     ),
     *('model_state_dict', 'model_state', 'net', 'network', 'backbone', 'encoder', 'weights', 'params'),
 )
+MAX_BACKBONES = 50  # in a file: each is looked for among all names
 SIMMIM = 'for SimMIM pre-training'
 COMPUTED = 'computed anew'
 LEFT_OUT = (  # names in our layout that are not of the backbone
@@ -161,13 +162,16 @@ def _may_hold_tensors(value):
     return isinstance(value, Mapping) and any(isinstance(held, (Tensor, Mapping)) for held in value.values())
 
 
-def _holds_backbone(value, depth=3):
-    anchors = tuple(layout.anchor for layout in FORMATS)
-    return any(
-        (isinstance(held, Tensor) and isinstance(name, str) and name.endswith(anchors))
-        or (depth > 0 and isinstance(held, Mapping) and _holds_backbone(held, depth - 1))
-        for name, held in value.items()
-    )
+def _holds_backbone(value):
+    anchors, level, seen = tuple(layout.anchor for layout in FORMATS), [value], set()
+    for _ in range(4):
+        inner = [held for mapping in level for held in mapping.items()]
+        if any(isinstance(held, Tensor) and isinstance(name, str) and name.endswith(anchors) for name, held in inner):
+            return True
+        level = {id(held): held for _, held in inner if isinstance(held, Mapping) and id(held) not in seen}
+        seen.update(level)
+        level = list(level.values())
+    return False
 
 
 def _several(prefixes):
@@ -187,9 +191,12 @@ def identify(state_dict: Mapping[str, Tensor], prefix: str = '') -> tuple[Format
     """
     found = {}
     for layout in FORMATS:
-        for name in state_dict:
+        anchors = [name for name in state_dict if name.endswith(layout.anchor)]
+        if len(anchors) > MAX_BACKBONES:
+            raise CheckpointError(f'it holds {len(anchors)} models: save the weights of one alone')
+        for name in anchors:
             start = name[: -len(layout.anchor)]
-            if name.endswith(layout.anchor) and (not start or start.endswith('.')) and start not in found:
+            if (not start or start.endswith('.')) and start not in found:
                 names = [other[len(start) :] for other in state_dict if other.startswith(start)]
                 is_v2 = any('logit_scale' in other for other in names)
                 if is_v2 and any(re.match(layout.mark, other) for other in names):

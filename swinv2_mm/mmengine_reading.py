@@ -48,24 +48,25 @@ def load_from_source(filename: str, map_location=None) -> dict:
     if scheme == 'pavi':
         raise CheckpointError(f'checkpoint {filename}: this scheme is not read: download the file, and name that')
     if scheme not in TABLES:
-        return _without_program(read_checkpoint(filename))
+        return _read(filename)
     name = host.get_deprecated_model_names().get(name, name)
     table = TABLES[scheme]()
     if name not in table:
         raise CheckpointError(f'checkpoint {filename}: mmengine knows no such name: pass a path or URL')
     found = table[name]
-    checkpoint = read_checkpoint(found if '://' in found else os.path.join(host._get_mmengine_home(), found))
+    checkpoint = _read(found if '://' in found else os.path.join(host._get_mmengine_home(), found))
     return host._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
 
 
 def load_from_ceph(filename: str, map_location=None) -> dict:
     """`load_from_source` from an object store, by the client that mmengine uses."""
     with get_local_path(filename, backend_args=dict(backend='petrel')) as path:
-        return _without_program(read_checkpoint(path))
+        return _read(path)
 
 
-def _without_program(checkpoint):
+def _read(source):
     """The checkpoint without the config that old runs saved in it, which mmengine runs when it resumes from it."""
+    checkpoint = read_checkpoint(source)
     if isinstance(checkpoint.get('meta'), dict):
         checkpoint['meta'].pop('config', None)
     return checkpoint

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .backbone import SwinTransformerV2
 from .checkpoint import convert_with_windows, count, fit, is_in, naming, some
-from .files import CheckpointError
+from .files import CheckpointError, printable
 from .formats import COMPUTED, unwrap
 
 
@@ -32,7 +32,7 @@ class ModelReport(NamedTuple):
         lines = [f'Loaded {self.source} into {self.model}']
         for title in ('loaded', 'converted', 'left out', 'initial'):
             lines.append(f'  {title.ljust(9)}  {count(getattr(self, title.replace(" ", "_")))}')
-        return '\n'.join(lines)
+        return '\n'.join(map(printable, lines))
 
 
 def load_model(
@@ -73,8 +73,10 @@ def load_model(
             report = _completed(report, before, missing, unexpected)
             has_swin = any(isinstance(module, SwinTransformerV2) for module in model.modules())
             _check_whole(report, transfer, has_swin, allow_missing)
-        except (RuntimeError, CheckpointError) as error:
+        except BaseException as error:
             model.load_state_dict(before)
+            if not isinstance(error, (RuntimeError, CheckpointError)):
+                raise
             raise CheckpointError(str(error).strip().split('\n')[-1].strip()) from None
     print_log(str(report), logger='current')
     return report
@@ -116,8 +118,7 @@ def _fit_model(model, checkpoint, source, transfer, allow_missing):
                 )
             left_out[name] = f'of another shape than in the {type(model).__name__}'
             continue
-        if name in own:
-            _check_kind(name, value, own[name])
+        _check_kind(name, value, own.get(name, value))  # also of a name that a module knows from older versions
         weights[name] = value
     weights._metadata = metadata
     report = ModelReport(os.fspath(source), type(model).__name__, (), converted, left_out, initial)
@@ -152,5 +153,9 @@ def _check_kind(name, value: Tensor, own: Tensor):
     kinds = [(held.is_floating_point(), held.is_complex(), held.dtype == torch.bool) for held in (value, own)]
     if value.is_meta or value.layout != own.layout or kinds[0] != kinds[1]:
         raise CheckpointError(f'{name} is {value.dtype} ({value.layout}), not {own.dtype}: it is damaged')
-    if own.is_floating_point() and own.isfinite().all() and not value.to(own.dtype).isfinite().all():
+    cast = value.to(own.dtype)
+    if not own.is_floating_point():
+        if not torch.equal(cast.to(value.dtype), value):
+            raise CheckpointError(f'{name} holds numbers that {own.dtype} does not: it is damaged')
+    elif not cast.isfinite().all() and (own is value or own.isfinite().all()):
         raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')

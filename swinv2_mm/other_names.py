@@ -37,8 +37,12 @@ ELSEWHERE = {
     **dict.fromkeys(('drop_path', 'drop_path_prob', 'stochastic_depth_prob'), 'drop_path_rate'),
     **dict.fromkeys(('out_features', 'out_stages', 'out_levels'), 'out_indices'),
     **dict.fromkeys(('freeze_at', 'frozen', 'freeze_stages'), 'frozen_stages'),
-    **dict.fromkeys(('norm_layer', 'norm_cfg', 'patch_cfg', 'act_layer', 'act_cfg', 'hidden_act', 'layer_norm_eps'), FIXED),
-    **dict.fromkeys(('patch_norm', 'interpolate_mode', 'qk_scale', 'ape', 'use_abs_pos_embed', 'use_absolute_embeddings'), FIXED),
+    **dict.fromkeys(
+        ('norm_layer', 'norm_cfg', 'patch_cfg', 'act_layer', 'act_cfg', 'hidden_act', 'layer_norm_eps'), FIXED
+    ),
+    **dict.fromkeys(
+        ('patch_norm', 'interpolate_mode', 'qk_scale', 'ape', 'use_abs_pos_embed', 'use_absolute_embeddings'), FIXED
+    ),
     **dict.fromkeys(('final_norm', 'initializer_range', 'stage_cfgs', 'downsample_layer', 'block'), FIXED),
     **dict.fromkeys(('num_classes', 'global_pool', 'with_cls_token', 'num_labels'), NO_HEAD),
     'convert_weights': 'leave it out, every published layout loads',

@@ -79,8 +79,9 @@ def windows_stated(stated: Tensor) -> TrainedWindows:
     Raises:
         CheckpointError: it holds no window sizes.
     """
-    values = None if stated.is_complex() or stated.dtype == torch.bool else stated.double()  # half of a model in half
-    if values is None or stated.ndim != 1 or not ((values == values.round()) & (values >= 1) & (values < 2**16)).all():
+    is_list = stated.ndim == 1 and stated.numel() < 100 and not stated.is_complex() and stated.dtype != torch.bool
+    values = stated.double() if is_list else None  # half of a model in half
+    if values is None or not ((values == values.round()) & (values >= 1) & (values < 2**16)).all():
         raise CheckpointError(
             f'pretrained_windows in the file must be whole numbers from 1 on, one per stage, got {stated.dtype} '
             f'{stated.flatten()[:8].tolist()}: the file is damaged, save it again'

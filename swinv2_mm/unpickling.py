@@ -46,14 +46,17 @@ STORAGES = {
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 OPCODES = re.findall(  # that do what they always do: put plain values onto the stack and into the memo
     r'\w+',
-    """PROTO FRAME STOP MARK POP POP_MARK GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
+    """PROTO FRAME STOP MARK POP POP_MARK GET BINGET LONG_BINGET BINPUT MEMOIZE
     NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
-    STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
     EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST EMPTY_DICT EMPTY_SET GLOBAL STACK_GLOBAL BINPERSID""",
 )
 PLAIN_PICKLE = 'a plain pickle'
 PLAIN = (str, bytes, int, float, bool, type(None))  # what keys are
 MAX_GUESSABLE_KEYS = 10_000  # whose hashes a file can make collide, so that a dict of n of them takes n * n steps
+MAX_EXPANSION = 16, 2**20  # elements of a tensor, over those in the file, and that are always allowed
+TENSOR_NAME = re.compile(r'torch\._(utils|tensor)\._rebuild|torch\.Tensor')
 
 
 class _Unread:
@@ -96,7 +99,7 @@ def load(path: str | os.PathLike, allowed: Mapping[str, Any]) -> tuple[Any, dict
         is_zip = file.read(4) == b'PK\x03\x04'
         file.seek(0)
         result, unfilled = _load_archive(file, allowed) if is_zip else _load_legacy(file, allowed)
-    return result, _take_out_unread(result, {id(array) for array in unfilled})
+    return result, _take_out_unread(result, unfilled)
 
 
 def _take_out_unread(root, unfilled):
@@ -117,40 +120,55 @@ def _take_out_unread(root, unfilled):
 
     if name_of(root):
         raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {name_of(root)}')
-    left_out, num_tensors, seen, pending = {}, 0, set(), [('', root)]
+    left_out, num_tensors, seen, pending = {}, 0, set(), [(root, None)]
     while pending:
-        place, value = pending.pop()
+        value, place = pending.pop()  # the place is that of its container, and its key there
         if id(value) in seen:
             continue
         seen.add(id(value))
         num_tensors += isinstance(value, Tensor)
         if isinstance(value, dict):
-            is_of_weights = any(isinstance(held, Tensor) for held in value.values())
+            is_of_weights = _is_of_weights(value, name_of)
             for key, held in list(value.items()):
                 name = name_of(key) or name_of(held)
-                if name and is_of_weights and type(key) is str and '.' in key:
+                if name and type(key) is str and is_of_weights + ('.' in key) + bool(TENSOR_NAME.match(name)) > 1:
                     raise pickle.UnpicklingError(f'Unsupported weight: GLOBAL {name}')
                 if name:
-                    left_out[f'{place}/{"?" if name_of(key) else key}'] = name
+                    left_out[_text(place, '?' if name_of(key) else key)] = name
                     del value[key]
                 else:
-                    pending.append((f'{place}/{key}', held))
-        elif type(value) in (list, tuple):
+                    pending.append((held, (place, key)))
+        elif type(value) in (list, tuple, frozenset):
             for i, held in enumerate(value):
                 if name_of(held):
-                    left_out[f'{place}/{i}'] = name_of(held)
+                    left_out[_text(place, i)] = name_of(held)
                     value[i] = None
                 else:
-                    pending.append((f'{place}/{i}', held))
+                    pending.append((held, (place, i)))
         elif type(value) is set:
             for held in [held for held in value if name_of(held)]:
-                left_out[f'{place}/?'] = name_of(held)
+                left_out[_text(place, '?')] = name_of(held)
                 value.remove(held)
         if not isinstance(value, (Tensor, np.ndarray, np.generic, np.dtype)) and hasattr(value, '__dict__'):
-            pending.append((place, vars(value)))
+            pending.append((vars(value), place))
     if left_out and not num_tensors:
         raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {next(iter(left_out.values()))}')
-    return {place[1:]: name for place, name in left_out.items()}
+    return left_out
+
+
+def _is_of_weights(items, name_of):
+    """Whether a dict is of weights: it has a tensor, or all are, also of kinds that are not read."""
+    is_tensor = [isinstance(held, Tensor) or bool(TENSOR_NAME.match(name_of(held) or '')) for held in items.values()]
+    return all(is_tensor) or any(isinstance(held, Tensor) for held in items.values())
+
+
+def _text(place, key):
+    """The last keys on the way to a value."""
+    keys = [key]
+    while place and len(keys) < 8:
+        place, key = place
+        keys.append(key)
+    return '/'.join(str(key)[:80] for key in reversed(keys))
 
 
 def _load_archive(file, allowed):
@@ -250,7 +268,7 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: BinaryIO, allowed: Mapping[str, Any] = MappingProxyType({}), storage=None):
         super().__init__(file, encoding='utf-8')
         self.allowed, self.storage = allowed, storage
-        self.unfilled = []  # arrays that wait for their numbers
+        self.unfilled = {}  # arrays that wait for their numbers, by id
         self.num_guessable_keys = 0
 
     def find_class(self, module, name):
@@ -264,14 +282,17 @@ class _Unpickler(pickle._Unpickler):
         args, called = self.stack.pop(), self.stack[-1]
         _check(isinstance(called, _Unread) and type(args) is tuple, 'call')
         unread = next((value for value in (called, *args) if type(value) is _Unread), None)
-        if unread:
-            self.stack[-1] = _Unread(unread.name)
+        if called.name == 'collections.defaultdict':  # whatever makes its defaults
+            self.stack[-1] = {}
+        elif unread:
+            # A tensor of an unread kind is still one.
+            self.stack[-1] = _Unread(called.name if TENSOR_NAME.match(called.name) else unread.name)
         elif called.name in FUNCTIONS:
-            if called.name in KEYS and args:
-                self._check_keys(KEYS[called.name](args[0]))
+            if called.name in OF_KEYS and args:
+                args = (OF_KEYS[called.name](args[0], self._safe_keys), *args[1:])
             self.stack[-1] = FUNCTIONS[called.name](*args)
-            if type(self.stack[-1]) is np.ndarray:
-                self.unfilled.append(self.stack[-1])
+            if called.name.endswith('._reconstruct'):
+                self.unfilled[id(self.stack[-1])] = self.stack[-1]
         else:
             function = self.allowed.get(called.name)
             _check(function is not None and not isinstance(function, type), 'call')
@@ -299,17 +320,17 @@ class _Unpickler(pickle._Unpickler):
             _check(all(part is None for part in state[2:5]), 'dtype with fields')
             built.__setstate__((3, state[1], None, None, None, built.itemsize, built.alignment, 0))
         elif type(built) is np.ndarray:
-            _check(any(array is built for array in self.unfilled), 'array that is filled twice')
+            _check(id(built) in self.unfilled, 'array that is filled twice')
             if not any(type(part) is _Unread for part in state):
-                self.unfilled = [array for array in self.unfilled if array is not built]
+                del self.unfilled[id(built)]
                 _fill_array(built, *state)
         else:
             filled = (OrderedDict, *(item for item in self.allowed.values() if isinstance(item, type)))
             _check(type(built) in filled and type(state) is dict, f'state of a {type(built).__name__}')
-            self._check_keys(state)
             for key, value in state.items():
                 # No attribute takes the place of a method, or is one that libraries look for.
-                if type(key) is str and not key.startswith('__') and not hasattr(type(built), key):
+                allowed = type(key) is str and not key.startswith('__') and not hasattr(type(built), key)
+                if allowed and (type(built) is not OrderedDict or (key == '_metadata' and _is_metadata(value))):
                     built.__dict__[key] = value
 
     def persistent_load(self, pid):
@@ -320,14 +341,30 @@ class _Unpickler(pickle._Unpickler):
         dtype = CLASSES.get(pid[1].name)
         return _Storage(self.storage(dtype, *pid[2:])) if dtype else _Unread(pid[1].name)
 
-    def _check_keys(self, keys):
-        for key in keys:
-            flat = key if type(key) is tuple else (key,)
-            _check(all(type(part) in PLAIN or isinstance(part, _Unread) for part in flat), 'key')
-            # Hashes of text differ from process to process; that of a small int is the int.
-            if type(key) not in (str, bytes) and not (type(key) is int and abs(key) < 2**60):
-                self.num_guessable_keys += 1
-        _check(self.num_guessable_keys <= MAX_GUESSABLE_KEYS, 'number of keys that are not text')
+    def _safe_keys(self, keys, held=0):
+        """Keys of a dict, or members of a set, that has some already; what is no plain value is not read."""
+        return [self._safe_key(key, 4 * (held + len(keys)) + 1000) for key in keys]
+
+    def _safe_key(self, key, bound):
+        if isinstance(key, _Unread) or type(key) in (str, bytes, bool, type(None)):  # hashes of text nobody can guess
+            return key
+        if type(key) is int and 0 <= key < bound:  # as of parameters: so close together, few share a place
+            return key
+        self.num_guessable_keys += 1
+        plain = type(key) in PLAIN or (type(key) is tuple and all(type(part) in PLAIN for part in key))
+        if plain and self.num_guessable_keys <= MAX_GUESSABLE_KEYS:
+            return key
+        return _Unread(f'{type(key).__module__}.{type(key).__qualname__}')
+
+    def load_put(self):
+        self._check_memo(int(self.readline()[:20]))
+
+    def load_long_binput(self):
+        self._check_memo(*struct.unpack('<I', self.read(4)))
+
+    def _check_memo(self, index):
+        _check(0 <= index <= len(self.memo), 'memo')  # its keys are guessable too
+        self.memo[index] = self.stack[-1]
 
     def load_append(self):
         if self._takes(self.stack[-2], (list,)):
@@ -342,28 +379,28 @@ class _Unpickler(pickle._Unpickler):
             self.pop_mark()
 
     def load_setitem(self):
-        self._check_keys(self.stack[-2:-1])
         if self._takes(self.stack[-3], (dict, OrderedDict)):
+            self.stack[-2:-1] = self._safe_keys(self.stack[-2:-1], len(self.stack[-3]))
             super().load_setitem()
         else:
             del self.stack[-2:]
 
     def load_setitems(self):
-        self._check_keys(self.stack[::2])
         if self._takes(self.metastack[-1][-1], (dict, OrderedDict)):
+            self.stack[::2] = self._safe_keys(self.stack[::2], len(self.metastack[-1][-1]))
             super().load_setitems()
         else:
             self.pop_mark()
 
     def load_additems(self):
-        self._check_keys(self.stack)
         if self._takes(self.metastack[-1][-1], (set,)):
+            self.stack[:] = self._safe_keys(self.stack, len(self.metastack[-1][-1]))
             super().load_additems()
         else:
             self.pop_mark()
 
     def load_frozenset(self):
-        self._check_keys(self.stack)
+        self.stack[:] = self._safe_keys(self.stack)
         super().load_frozenset()
 
     def _takes(self, container, kinds):
@@ -383,6 +420,8 @@ class _Unpickler(pickle._Unpickler):
         pickle.SETITEMS[0]: load_setitems,
         pickle.ADDITEMS[0]: load_additems,
         pickle.FROZENSET[0]: load_frozenset,
+        pickle.PUT[0]: load_put,
+        pickle.LONG_BINPUT[0]: load_long_binput,
     }
 
 
@@ -391,20 +430,32 @@ class _Unpickler(pickle._Unpickler):
 
 def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
     _check(type(storage) is _Storage, 'storage of a tensor')
-    _check(not metadata, 'conjugate or negative view')
+    if metadata:  # a conjugate or negative view
+        return _Unread('torch.Tensor')
     _check(type(size) is tuple and type(stride) is tuple and len(size) == len(stride), 'shape')
     _check(all(_is_size(number) for number in (offset, *size, *stride)), 'shape')
     if 0 in size:
         return storage.elements.new_empty(size)
+    times, always = MAX_EXPANSION
+    if math.prod(size) > max(times * len(storage.elements), always):  # with strides of 0 a small file fills the memory
+        return _Unread('torch.Tensor')
     last = offset + sum((length - 1) * step for length, step in zip(size, stride))
     _check(last < len(storage.elements), 'tensor that is larger than its storage')
-    return storage.elements.as_strided(size, stride, offset)
+    return storage.elements.as_strided(size, stride, storage.elements.storage_offset() + offset)
 
 
 def _tensor_of_bytes(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None):
     _check(type(storage) is _Storage and isinstance(dtype, torch.dtype), 'storage of a tensor')
     _check(len(storage.elements) % _itemsize(dtype) == 0, 'size of a storage')
     return _tensor(_Storage(storage.elements.view(dtype)), offset, size, stride, metadata=metadata)
+
+
+def _is_metadata(value):
+    """Whether a value is what PyTorch keeps of the modules of a state dict, their versions."""
+    return isinstance(value, dict) and all(
+        type(name) is str and type(entry) is dict and type(entry.get('version')) in (int, type(None))
+        for name, entry in value.items()
+    )
 
 
 def _parameter(data, requires_grad=True, hooks=None, state=None):
@@ -414,8 +465,7 @@ def _parameter(data, requires_grad=True, hooks=None, state=None):
 
 def _of_type(function, kind, args, state):
     _check(type(function) is _Name and function.name in TENSORS and type(args) is tuple, 'tensor')
-    _check(not any(type(value) is _Unread for value in args), 'tensor')
-    return TENSORS[function.name](*args)
+    return _Unread(function.name) if any(type(value) is _Unread for value in args) else TENSORS[function.name](*args)
 
 
 def _ordered_dict(pairs=()):
@@ -426,14 +476,19 @@ def _set(items=()):
     return set(items)
 
 
-def _first_of_each(pairs):
+def _with_safe_keys(pairs, safe_keys):
     _check(type(pairs) in (list, tuple) and all(type(pair) in (list, tuple) for pair in pairs), 'dict')
-    return [pair[0] for pair in pairs]
+    _check(all(len(pair) == 2 for pair in pairs), 'dict')
+    return list(zip(safe_keys([key for key, _ in pairs]), (value for _, value in pairs)))
 
 
-def _items(items):
+def _safe_members(items, safe_keys):
     _check(type(items) in (list, tuple), 'set')
-    return items
+    return safe_keys(items)
+
+
+def _frozenset(items=()):
+    return frozenset(items)
 
 
 def _counter(counts):
@@ -488,6 +543,14 @@ def _fill_array(array, version, shape, dtype, is_fortran, values):
     array.__setstate__((1, shape, dtype, bool(is_fortran), values))
 
 
+def _array_of_buffer(values, dtype, shape, order, axes=None):
+    """An array as protocol 5 has it."""
+    _check(type(values) in (bytes, bytearray) and order in ('C', 'F') and axes is None, 'NumPy array')
+    array = _array()
+    _fill_array(array, 1, shape, dtype, order == 'F', bytes(values))
+    return array
+
+
 def _scalar(dtype, value):
     _check(isinstance(dtype, np.dtype) and type(value) is bytes and len(value) == dtype.itemsize, 'NumPy number')
     return np.frombuffer(value, dtype)[0] if value else dtype.type()
@@ -508,15 +571,22 @@ FUNCTIONS = {
     'collections.OrderedDict': _ordered_dict,
     'collections.Counter': _counter,
     'builtins.set': _set,
+    'builtins.frozenset': _frozenset,
+    'collections.defaultdict': dict,
     'builtins.complex': _complex,
     'builtins.bytes': _bytes,
     'builtins.bytearray': _bytearray,
     '_codecs.encode': _encode,
     'numpy.dtype': _dtype,
     **{f'numpy.{core}.multiarray._reconstruct': _array for core in ('core', '_core')},
+    **{f'numpy.{core}.numeric._frombuffer': _array_of_buffer for core in ('core', '_core')},
     **{f'numpy.{core}.multiarray.scalar': _scalar for core in ('core', '_core')},
 }
-KEYS = {'collections.OrderedDict': _first_of_each, 'builtins.set': _items}  # that their argument becomes
+OF_KEYS = {  # functions whose argument becomes keys
+    'collections.OrderedDict': _with_safe_keys,
+    'builtins.set': _safe_members,
+    'builtins.frozenset': _safe_members,
+}
 CLASSES = {  # that are named and never called, and the dtypes of storages
     **{f'torch.{kind}Storage': dtype for kind, dtype in STORAGES.items()},
     'torch.storage.UntypedStorage': torch.uint8,

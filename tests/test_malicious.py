@@ -23,6 +23,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from swinv2_mm import mmengine_reading
+from swinv2_mm.files import read_checkpoint
 
 FILES_PER_ENTRY = 4 * DRAWS
 
@@ -211,6 +212,6 @@ def test_a_program_that_a_checkpoint_holds_runs_where_nobody_takes_it_out(
     mark = str(tmp_path / 'ran')
     torch.save(poisoned(trained_segmentor, None, mark, 'program', random), tmp_path / 'x.pth')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmengine_reading, '_without_program', lambda checkpoint: checkpoint)
+        patch.setattr(mmengine_reading, '_read', read_checkpoint)
         enter_host_runner(str(tmp_path / 'x.pth'), shapes, tmp_path, resume=True)
     assert os.path.exists(mark)
