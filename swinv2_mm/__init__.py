@@ -18,6 +18,7 @@ from .backbone import SwinTransformerV2
 from .checkpoint import LoadReport, load_pretrained
 from .files import CheckpointError
 from .optim import SwinV2OptimWrapperConstructor
+from .runner import SwinV2Runner
 
 mmengine_reading.register()
 
@@ -27,6 +28,7 @@ __all__ = [
     'LoadReport',
     'SwinTransformerV2',
     'SwinV2OptimWrapperConstructor',
+    'SwinV2Runner',
     'load_pretrained',
 ]
 __version__ = '0.1.0'

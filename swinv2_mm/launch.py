@@ -7,8 +7,11 @@ whole model: of a tested model's weights and of parameter groups.
 from __future__ import annotations
 
 import argparse
+import errno
+import fcntl
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,18 +20,18 @@ import mmengine.config.utils
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import is_cuda_available
-from mmengine.dist import init_dist
+from mmengine.dist import broadcast_object_list, get_rank, init_dist
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS
-from mmengine.runner import CheckpointLoader
 from mmengine.utils import is_installed
 from torch import nn
 
-from . import compat
 from .backbone import SwinTransformerV2
 from .checkpoint import fit_pretrained
 from .files import CheckpointError, read_checkpoint
+from .model_weights import load_model
 
+_locks = []  # files that stay open while the process lives
 HOSTS = ('mmdet', 'mmseg')
 LAUNCHERS = {  # the variable that tells a process its rank, and what sets it
     'pytorch': ('RANK', 'torchrun'),
@@ -70,8 +73,6 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     if not os.path.isfile(path):
         raise ValueError(f'config {path} does not exist')
     _allow_onedl_recipes()
-    if not compat.HAS_SAFE_LOAD:  # then mmengine would unpickle freely what load_from names or a run is resumed from
-        CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
@@ -94,11 +95,6 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
         reason = (str(error) or type(error).__name__).split('\n')[0]
         raise ValueError(f'config {path} is for {scope}, which does not import here: {reason}') from error
     return cfg
-
-
-def load_from_local(filename: str, map_location=None) -> dict:
-    """mmengine's function of this name, by `read_checkpoint`: onto the CPU, from where a model takes its weights."""
-    return read_checkpoint(os.path.expanduser(filename))
 
 
 def _allow_onedl_recipes():
@@ -238,8 +234,8 @@ def find_resume(work_dir: str | os.PathLike, resume: str) -> str:
 
     Args:
         work_dir (str): folder of the run.
-        resume (str): a path, or ``auto`` for the newest checkpoint in ``work_dir`` that is whole. A run killed while
-            it wrote one leaves it truncated.
+        resume (str): a path, or ``auto`` for the checkpoint in ``work_dir`` that is whole and has the most iterations.
+            Of names that differ in their number alone, as ``iter_*.pth``, those with high ones are read first.
 
     Raises:
         CheckpointError: there is none, or the one named can't be read or holds no training state.
@@ -247,20 +243,68 @@ def find_resume(work_dir: str | os.PathLike, resume: str) -> str:
     if resume != 'auto':
         _check_resumable(resume)
         return resume
-    candidates = sorted(Path(work_dir).glob('*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in candidates:
+    families = {}
+    for path in Path(work_dir).glob('*.pth'):
+        if not path.name.startswith('best_'):  # those hold weights alone
+            family, number = re.fullmatch(r'(.*?)(\d*)\.pth', path.name, re.DOTALL).groups()
+            families.setdefault(family, []).append((int(number or 0), path))
+    found = [_highest_whole(sorted(paths, reverse=True)) for paths in families.values()]
+    if not any(found):
+        raise CheckpointError(
+            f'nothing to resume: {work_dir} holds no whole checkpoint; leave --resume out to start anew'
+        )
+    return str(max(filter(None, found))[-1])
+
+
+def _highest_whole(candidates):
+    """Iterations, time and path of the first that can be resumed; None if there is none."""
+    for _, path in candidates:
         try:
-            _check_resumable(path)
+            return _check_resumable(path), path.stat().st_mtime, path
         except CheckpointError as error:
             print(f'Skipping {path}: {error}')
-        else:
-            return str(path)
-    raise CheckpointError(f'nothing to resume: {work_dir} holds no whole checkpoint; leave --resume out to start anew')
+    return None
 
 
 def _check_resumable(path):
-    if not {'meta', 'optimizer', 'state_dict'} <= set(read_checkpoint(path)):
+    """The iterations that are behind a checkpoint with training state."""
+    checkpoint = read_checkpoint(path)
+    meta = checkpoint.get('meta')
+    iteration = meta.get('iter') if isinstance(meta, Mapping) else None
+    if not {'optimizer', 'state_dict'} <= set(checkpoint) or not isinstance(iteration, int):
         raise CheckpointError(f'checkpoint {path} holds no training state to resume: pass it as --checkpoint instead')
+    return iteration
+
+
+def lock_work_dir(work_dir: str | os.PathLike) -> None:
+    """Keep other runs out of a folder, which is made, until this process ends in whatever way.
+
+    In a distributed run the first process does, and all learn what came of it.
+
+    Raises:
+        ValueError: another run is in it, or it can't be written to.
+    """
+    failure = [_lock(Path(work_dir)) if get_rank() == 0 else None]
+    broadcast_object_list(failure)
+    if failure[0]:
+        raise ValueError(failure[0])
+
+
+def _lock(folder):
+    """Lock a folder. Returns what is in the way, if anything is."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / '.lock', 'a')  # noqa: SIM115
+    except OSError as error:
+        return f'{folder} cannot be written to: {error.strerror}: name another folder with --work-dir'
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: workers that outlive it hold nothing
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return f'another run is writing to {folder}: wait for its end or name another folder with --work-dir'
+        print(f'{folder} cannot be locked ({error.strerror}): see to it that no other run writes there')
+    _locks.append(file)
+    return None
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> nn.Module:
@@ -272,16 +316,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     Raises:
         CheckpointError: the file can't be read, or does not hold just the weights of this model.
     """
-    checkpoint = read_checkpoint(path)
-    weights = checkpoint.get('state_dict', checkpoint)
-    model = model.module if is_model_wrapper(model) else model
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        differences = [line.strip() for line in str(error).split('\n')[1:]]
-        more = f' ({len(differences) - 1} more differences)' if len(differences) > 1 else ''
-        raise CheckpointError(f'checkpoint {path} is not of this config: {differences[0][:200]}{more}') from None
-    return model
+    load_model(model, read_checkpoint(path), path)
+    return model.module if is_model_wrapper(model) else model
 
 
 def init_distributed(cfg: Config, launcher: str) -> None:

@@ -1,13 +1,15 @@
 """Train a detector or segmentor from its config."""
 
+import ending  # isort: split
+
 import argparse
+import logging
 import sys
 from pathlib import Path
 
-from mmengine.runner import Runner
-
 import swinv2_mm.launch as launch
 from swinv2_mm import CheckpointError
+from swinv2_mm.runner import SwinV2Runner
 
 
 def parse_args(argv=None):
@@ -22,7 +24,7 @@ def parse_args(argv=None):
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='continue from a checkpoint; without PATH from the newest whole one in the work dir',
+        help='continue from a checkpoint; without PATH from the whole one in the work dir with the most iterations',
     )
     parser.add_argument('--amp', choices=('bf16', 'fp16'), help='train in mixed precision')
     parser.add_argument('--checkpoint', help='initial weights of the backbone: a path, a URL, or none for scratch')
@@ -62,10 +64,12 @@ def main():
     args = parse_args()
     try:
         cfg = prepare(args)
+        launch.lock_work_dir(cfg.work_dir)
     except ValueError as error:
         sys.exit(launch.bad_input(error))
-    runner = Runner.from_cfg(cfg)
+    logging.raiseExceptions = False  # where a log can't be written, the error that ends the run says why
     try:
+        runner = SwinV2Runner.from_cfg(cfg)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     except ValueError as error:
         sys.exit(launch.bad_input(error))
@@ -73,7 +77,10 @@ def main():
         runner.train()
     except CheckpointError as error:
         sys.exit(launch.bad_input(error))
+    except KeyboardInterrupt as end:
+        end.args = ('continue with --resume',)
+        raise
 
 
 if __name__ == '__main__':
-    main()
+    ending.run(main)

@@ -1,0 +1,269 @@
+"""mmengine's Runner, made so that a run that ends early is resumed as if it had not ended.
+
+Checkpoints are whole or absent, and one stays until the next is whole. Training draws its random numbers by position,
+not by history: an iteration and a sample are seeded by where they stand in the run, so nothing of the generators needs
+to be saved, and what was trained before is not loaded again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mmengine
+import torch
+from mmengine.config import Config
+from mmengine.dist import master_only
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from mmengine.utils import digit_version
+
+from .files import CheckpointError
+from .launch import find_resume
+from .mmengine_reading import load_from_source
+from .model_weights import load_model
+from .seeding import SeedHook, number_batches
+from .training_state import check_progress, check_training_state, unresumable
+
+PARTIAL = '.checkpoint.partial'  # of one that is being written; a killed run leaves it, and the next one replaces it
+DISK_IS_FULL_OR_READ_ONLY = errno.ENOSPC, errno.EDQUOT, errno.EROFS
+ADVANCES = digit_version(mmengine.__version__) >= digit_version('0.10.3')  # a resumed loop loads what was trained
+
+
+@RUNNERS.register_module()
+class SwinV2Runner(Runner):
+    """A Runner whose checkpoints are whole and whose resumed runs equal uninterrupted ones.
+
+    A config names it by ``runner_type = 'SwinV2Runner'``. Its ``allow_missing``, a list of names, says which parts of
+    the model may be missing in what ``load_from`` names.
+    """
+
+    _ahead = (None, None)  # a checkpoint that was read and is not loaded yet: its name, what it holds
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> SwinV2Runner:
+        """Build a runner from a config, and its folder.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
+        """
+        with _disk_errors(cfg['work_dir']):
+            return super().from_cfg(cfg)
+
+    def register_hooks(self, default_hooks=None, custom_hooks=None) -> None:
+        """Register those of the config, and two that a run needs."""
+        super().register_hooks(default_hooks, custom_hooks)
+        self.outdated = {}  # what removes a checkpoint, by its path
+        self.register_hook(SeedHook())
+        self.register_hook(LateRemovalHook())
+
+    def train(self) -> torch.nn.Module:
+        """Train.
+
+        Raises:
+            CheckpointError: a checkpoint can't be read, does not fit or can't be written.
+        """
+        with _disk_errors(self.work_dir):
+            return super().train()
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the training loop, whose first batch is the one after those that a resumed run has trained."""
+        if not isinstance(loop, dict):
+            return super().build_train_loop(loop)
+        epoch, iteration = self._resume_progress()
+        endless = 'max_iters' in loop
+        config = self._train_dataloader
+        if isinstance(config, dict):
+            differs = self._randomness_cfg.get('diff_rank_seed', False)
+            loader = self.build_dataloader(config, seed=self.seed - self.rank * differs)  # all ranks draw the same
+        else:
+            loader = config
+        skip = iteration if endless else max(0, iteration - epoch * len(loader))
+        number_batches(loader, (self.seed, self.rank), iteration, skip, endless)
+        self._train_dataloader = loader
+        loop = super().build_train_loop(loop)
+        self._train_dataloader = config
+        if hasattr(loop, 'fast_forward_on_resume'):  # OneDL's
+            loop.fast_forward_on_resume = True
+        elif endless and ADVANCES:
+            loop.dataloader_iterator = itertools.chain(itertools.repeat(None, iteration), loop.dataloader_iterator)
+        return loop
+
+    def _resume_progress(self):
+        """Epoch and iteration of the checkpoint to resume, whose seed becomes that of the run."""
+        if self._resume and self._load_from is None:
+            found = any(Path(self.work_dir).glob('*.pth'))
+            self._load_from = find_resume(self.work_dir, 'auto') if found else find_latest_checkpoint(self.work_dir)
+        if not self._resume or self._load_from is None:
+            return 0, 0
+        meta = check_progress(self._read(self._load_from), self._load_from)
+        seed, asked = meta.get('seed'), self._randomness_cfg.get('seed')
+        if seed is not None and seed != asked:
+            if asked is not None:
+                self.logger.warning(f'The run is resumed with its own seed, {seed}, and not with {asked}.')
+            self._randomness_cfg = dict(self._randomness_cfg, seed=seed)
+            self.set_randomness(**self._randomness_cfg)
+        return meta['epoch'], meta['iter']
+
+    def _read(self, filename):
+        """What a checkpoint holds. It is kept until it is loaded."""
+        if self._ahead[0] != filename:
+            self._ahead = filename, load_from_source(filename)
+        return self._ahead[1]
+
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: str | Callable = 'default',
+    ) -> None:
+        """Continue the run that wrote a checkpoint.
+
+        Raises:
+            CheckpointError: it can't be read, or is not of this config.
+        """
+        self._load_from, self._resume = filename, True
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+        check_training_state(
+            self._read(filename),
+            filename,
+            self.optim_wrapper if resume_optimizer else None,
+            self.param_schedulers if resume_param_scheduler else False,
+        )
+        try:
+            super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+        except CheckpointError:
+            raise
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+            reason = (str(e) or type(e).__name__).split('\n')[0]
+            raise unresumable(filename, f'{type(e).__name__}: {reason}') from e
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str | Callable = 'cpu',
+        strict: bool = False,
+        revise_keys: Sequence[tuple[str, str]] = ((r'^module.', ''),),
+    ) -> dict:
+        """Load the weights of a checkpoint, all or those that a transfer takes. mmengine's options change nothing.
+
+        Raises:
+            CheckpointError: it can't be read or does not fit; then the model is as before.
+        """
+        checkpoint = self._read(filename)
+        self._ahead = (None, None)
+        if 'state_dict' not in checkpoint:  # which hooks expect
+            checkpoint = dict(state_dict=checkpoint)
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        transfer = not self._resume and isinstance(self._train_loop, BaseLoop)
+        load_model(model, checkpoint, filename, transfer=transfer, allow_missing=self.cfg.get('allow_missing', ()))
+        self._has_loaded = True
+        return checkpoint
+
+    @master_only
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        *,
+        backend_args: dict | None = None,
+        **options,
+    ) -> None:
+        """Save a checkpoint with mmengine's options, on a local disk whole or not at all.
+
+        Raises:
+            CheckpointError: it can't be written; the files that are there stay.
+        """
+        options.update(file_client_args=file_client_args, backend_args=backend_args)
+        if file_client_args or not isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
+            super().save_checkpoint(out_dir, filename, **options)
+            return
+        path, partial = os.path.join(out_dir, filename), os.path.join(out_dir, PARTIAL)
+        try:
+            super().save_checkpoint(out_dir, PARTIAL, **options)
+            _sync(partial)
+            os.replace(partial, path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(partial)
+        with contextlib.suppress(OSError):  # not all file systems do that for a folder
+            _sync(out_dir)
+        self.outdated.pop(path, None)
+
+
+@contextlib.contextmanager
+def _disk_errors(folder):
+    """Whatever fails for want of room, as a log, in one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL_OR_READ_ONLY:
+            raise
+        raise _unwritable(error.filename or folder, error) from error
+
+
+def _sync(path):
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path, error):
+    reason = error.strerror or error
+    return CheckpointError(f'{path} cannot be written: {reason}: make room or allow it, and continue with --resume')
+
+
+class LateRemovalHook(Hook):
+    """Has checkpoint hooks remove an old file after the new one is whole, and not before it is written."""
+
+    priority = 'LOWEST'  # after checkpoint hooks
+
+    def before_train(self, runner) -> None:
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                hook.file_backend = _LateRemoval(hook.file_backend, runner.outdated)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        while runner.outdated:
+            path, remove = runner.outdated.popitem()
+            remove(path)
+
+    def after_train_epoch(self, runner) -> None:
+        self.after_train_iter(runner, 0)
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        self.after_train_iter(runner, 0)
+
+
+class _LateRemoval:
+    """A file backend that notes what it is asked to remove."""
+
+    def __init__(self, backend, outdated):
+        self._backend = backend
+        self._outdated = outdated
+
+    def __getattr__(self, name):
+        return getattr(self._backend, name)
+
+    def remove(self, path):
+        self._outdated[path] = self._backend.remove
+
+    def rmtree(self, path):
+        self._outdated[path] = self._backend.rmtree

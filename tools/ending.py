@@ -1,0 +1,93 @@
+"""One line in place of a traceback, and nothing half done, where Ctrl-C or SIGTERM ends a tool.
+
+A tool imports this first, since the imports after it may take seconds, and ends with `run(main)`. It needs the standard
+library alone, for some tools run before anything is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+
+WORDS = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}
+SILENT = 'SWINV2_MM_SILENT_END'  # environment variable of a tool that another one runs, which says the line
+TOGETHER = 3  # seconds: a terminal and a parent both send a signal, and users are impatient; one is enough
+
+_raised = float('-inf')  # when the last signal became an exception
+
+
+class Ended(KeyboardInterrupt):
+    """A signal that ends the tool, raised so that files and processes are tidied up. Its text is added to the line."""
+
+    number = signal.SIGINT
+
+
+def run(main):
+    """Return what ``main()`` returns; SIGINT and SIGTERM end it with one line and exit code 130 or 143."""
+    _handle(_raise)
+    os.register_at_fork(after_in_child=_leave_to_parent)
+    try:
+        return main()
+    except KeyboardInterrupt as end:
+        number, text = getattr(end, 'number', signal.SIGINT), str(end)
+    _handle(signal.SIG_IGN)
+    _say(number, text)
+    _end_children()
+    _handle(signal.SIG_DFL)
+    sys.exit(128 + number)
+
+
+def _handle(handler):
+    for number in WORDS:
+        if signal.getsignal(number) is not signal.SIG_IGN or handler is signal.SIG_DFL:
+            signal.signal(number, handler)
+
+
+def _raise(number, frame):
+    global _raised
+    if time.monotonic() - _raised < TOGETHER:
+        return
+    _raised = time.monotonic()
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch's handler raises an error for a worker that has ended too
+    end = Ended()
+    end.number = number
+    raise end
+
+
+def _exit(number, frame):
+    """While a tool imports, there is nothing to tidy up, and libraries might swallow an exception."""
+    _say(number)
+    os._exit(128 + number)
+
+
+def _say(number, text=''):
+    if SILENT not in os.environ:
+        start = '\n' if sys.stderr.isatty() else ''  # the cursor is behind ^C or a progress bar
+        line = f'{start}{os.path.basename(sys.argv[0])}: {WORDS[number]}{": " * bool(text)}{text}\n'
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode(errors='backslashreplace'))
+
+
+def _leave_to_parent():
+    """A process forked of a tool, as a worker that loads data, ends when the tool ends it, and says nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.excepthook = lambda *_: None  # a thread that hands over tensors tells it of a tool that no longer listens
+
+
+def _end_children():
+    import multiprocessing
+
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join()
+
+
+_main = getattr(sys.modules['__main__'], '__file__', None)
+if _main and os.path.dirname(os.path.realpath(_main)) == os.path.dirname(os.path.realpath(__file__)):  # not in a test
+    _handle(_exit)
