@@ -1,10 +1,13 @@
 """Inference on bare images: what is written is what the hosts predict, whatever the batch, the folder or the file."""
 
+import errno
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -13,6 +16,7 @@ import pytest
 import torch
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import InstanceData
+from PIL.PngImagePlugin import PngImageFile
 from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -300,24 +304,166 @@ def test_unreadable_images_are_skipped_and_listed(run, detector, photos, shapes,
     assert [image['id'] for image in read_json(tmp_path / 'out' / 'image_info.json')['images']] == [1, 5]
 
 
-def test_results_of_an_earlier_run_outlast_one_that_fails(infer, detector, photos, tmp_path):
-    args = infer.parse_args([*map(str, (*detector, photos, '--out', tmp_path))])
-    cfg, images, meta = infer.prepare(args)
-    (tmp_path / 'predictions.json').write_text('[]')
-    model = infer.build_model(cfg, args.checkpoint, args.device)
-    step, calls = model.test_step, []
+@pytest.fixture
+def fail_on(infer, monkeypatch):
+    """Have models raise an error for each batch that holds an image of a name."""
 
-    def fail_later(data):
-        calls.append(data)
-        if len(calls) == 2:
-            raise MemoryError
-        return step(data)
+    def fail_on(name, error):
+        build = infer.build_model
 
-    model.test_step = fail_later
-    with pytest.raises(MemoryError):
-        infer.infer(model, cfg, images, meta, args)
-    assert written(tmp_path) == ['overlays/a.png', 'predictions.json']
-    assert read_json(tmp_path / 'predictions.json') == []
+        def build_failing(*args):
+            model = build(*args)
+            step = model.test_step
+
+            def failing(data):
+                if any(Path(sample.img_path).name == name for sample in data['data_samples']):
+                    raise error
+                return step(data)
+
+            model.test_step = failing
+            return model
+
+        monkeypatch.setattr(infer, 'build_model', build_failing)
+
+    return fail_on
+
+
+@pytest.mark.parametrize('size', [1, 4])
+def test_an_image_that_the_model_fails_on_is_skipped_alone(run, detector, photos, fail_on, tmp_path, size):
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for name in 'abcd':
+        (folder / f'{name}.png').write_bytes((photos / 'a.png').read_bytes())
+    fail_on('b.png', torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.\nSee the manual'))
+    out = tmp_path / 'out'
+    code, lines = run(*detector, folder, '--out', out, '--score-thr', 0, '--batch-size', size)
+    assert code == 1
+    assert lines[-1] == f'skipped {folder}/b.png: the model fails: CUDA out of memory. Tried to allocate 9 GiB.'
+    assert written(out) == ['image_info.json', *(f'overlays/{i}.png' for i in 'acd'), 'predictions.json']
+    assert [image['id'] for image in read_json(out / 'image_info.json')['images']] == [1, 3, 4]
+    assert [result['image_id'] for result in read_json(out / 'predictions.json')] == [1] * 8 + [3] * 8 + [4] * 8
+
+
+def test_results_up_to_an_end_are_kept(infer, detector, photos, monkeypatch, fail_on, tmp_path):
+    monkeypatch.setattr(sys, 'argv', ['infer', *map(str, (*detector, photos, '--out', tmp_path, '--score-thr', 0))])
+    fail_on('c.png', KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        infer.main()
+    assert written(tmp_path) == ['image_info.json', 'overlays/a.png', 'overlays/b.png', 'predictions.json']
+    assert [image['id'] for image in read_json(tmp_path / 'image_info.json')['images']] == [1, 2]
+    assert [result['image_id'] for result in read_json(tmp_path / 'predictions.json')] == [1] * 8 + [2] * 8
+
+
+def test_results_of_an_earlier_run_outlast_one_that_has_none(infer, detector, photos, monkeypatch, fail_on, tmp_path):
+    monkeypatch.setattr(sys, 'argv', ['infer', *map(str, (*detector, photos, '--out', tmp_path))])
+    (tmp_path / 'predictions.json').write_text('[1]')
+    fail_on('a.png', KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        infer.main()
+    assert written(tmp_path) == ['predictions.json']
+    assert read_json(tmp_path / 'predictions.json') == [1]
+
+
+def test_results_are_written_from_time_to_time(run, infer, detector, photos, monkeypatch, tmp_path):
+    clock, times, write, predict = [0], [], infer.write_results, infer.predict
+
+    def write_for_two_seconds(out, done, categories):
+        times.append((clock[0], len(done)))
+        clock[0] += 2
+        write(out, done, categories)
+
+    def predict_for_four_seconds(model, batch, skipped):
+        if times:
+            assert len(read_json(tmp_path / 'image_info.json')['images']) == times[-1][1]
+        clock[0] += 4
+        return predict(model, batch, skipped)
+
+    monkeypatch.setattr(infer, 'write_results', write_for_two_seconds)
+    monkeypatch.setattr(infer, 'predict', predict_for_four_seconds)
+    monkeypatch.setattr(infer.time, 'monotonic', lambda: clock[0])
+    copies = tmp_path / 'photos'
+    copies.mkdir()
+    for i in range(10):
+        (copies / f'{i}.png').write_bytes((photos / 'a.png').read_bytes())
+    assert run(*detector, copies, '--out', tmp_path)[0] == 0
+    assert times == [(12, 3), (34, 8), (44, 10)]  # after 10 seconds, then 20 after the end, so that it takes a tenth
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_is_whole(fails, infer, detector, photos, monkeypatch, tmp_path):
+    visualizer = infer.VISUALIZERS.get('mmdet.DetLocalVisualizer')
+    draw = visualizer.add_datasample
+
+    def full(self, name, *args, out_file, **kwargs):
+        if name == 'c.png':
+            Path(out_file).write_bytes((photos / 'c.png').read_bytes()[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return draw(self, name, *args, out_file=out_file, **kwargs)
+
+    monkeypatch.setattr(visualizer, 'add_datasample', full)
+    line = fails(*detector, photos, '--out', tmp_path, '--score-thr', 0)
+    assert line == f'error: {tmp_path}/overlays/c.png cannot be written: No space left on device'
+    assert written(tmp_path) == ['image_info.json', 'overlays/a.png', 'overlays/b.png', 'predictions.json']
+    assert [image['id'] for image in read_json(tmp_path / 'image_info.json')['images']] == [1, 2]
+    assert {result['image_id'] for result in read_json(tmp_path / 'predictions.json')} == {1, 2}
+
+
+def test_predictions_and_their_images_are_replaced_together(infer, monkeypatch, tmp_path):
+    infer.write_results(tmp_path, [({'id': 1}, [{'image_id': 1}])], [])
+    before = {name: (tmp_path / name).read_text() for name in written(tmp_path)}
+    write_text, names = Path.write_text, []
+
+    def full(self, text):
+        names.append(self)
+        write_text(self, text[: len(text) // len(names)])
+        if names[1:]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, 'write_text', full)
+    done = [({'id': 1}, [{'image_id': 1}]), ({'id': 2}, [{'image_id': 2}])]
+    with pytest.raises(OSError, match='No space left on device') as caught:
+        infer.write_results(tmp_path, done, [])
+    assert caught.value.filename == str(tmp_path / 'predictions.json')
+    assert {name: (tmp_path / name).read_text() for name in written(tmp_path)} == before
+
+
+def test_images_that_the_pipeline_fails_on_or_that_are_too_large_are_skipped(run, detector, photos, tmp_path):
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    (folder / '1.png').write_bytes((photos / 'a.png').read_bytes())
+    cv2.imwrite(str(folder / '2.png'), np.zeros((3000, 3, 3), np.uint8))  # of width 0 once it is resized
+    (folder / '3.png').write_bytes(bomb(60000, 50000))
+    cv2.imwrite(str(folder / '4.png'), np.zeros((96, 97, 3), np.uint8))
+    code, lines = run(*detector, folder, '--out', tmp_path / 'out', '--max-pixels', 96 * 96)
+    assert code == 1
+    assert lines[-2:] == [
+        f'skipped {folder}/3.png: its 60000 x 50000 pixels are more than --max-pixels 9216',
+        f'skipped {folder}/4.png: its 97 x 96 pixels are more than --max-pixels 9216',
+    ]
+    assert lines[-3].startswith(f'skipped {folder}/2.png: the test pipeline fails on 3 x 3000 pixels: OpenCV')
+    assert written(tmp_path / 'out') == ['image_info.json', 'overlays/1.png', 'predictions.json']
+
+
+def bomb(width, height):
+    """A valid PNG of few bytes that would be an image of gigabytes: one bit per pixel."""
+
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    compress = zlib.compressobj(9)
+    row = bytes(1 + width // 8)
+    data = b''.join(compress.compress(row * 1000) for _ in range(height // 1000)) + compress.flush()
+    header = struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+
+
+def test_a_bomb_is_skipped_before_it_is_decoded(infer, monkeypatch, tmp_path):
+    path = tmp_path / 'bomb.png'
+    path.write_bytes(bomb(60000, 50000))
+    assert path.stat().st_size < 1e6
+    monkeypatch.setattr(PngImageFile, 'load', None)
+    limit = infer.parse_args(['c', 'x', 'i', '--out', 'o']).max_pixels
+    with pytest.raises(ValueError, match=r'its 60000 x 50000 pixels are more than --max-pixels 50000000'):
+        infer.check_whole(path, limit)
 
 
 def test_images_are_found_by_file_folder_and_pattern(infer, tmp_path):
@@ -368,6 +514,45 @@ def test_outputs_of_images_that_differ_in_their_extension_alone_do_not_meet(run,
         *('labels/a.jpg.png', 'labels/a.png.png', 'labels/b.png', 'labels/x/a.png'),
         *('overlays/a.jpg.jpg', 'overlays/a.png.png', 'overlays/b.png', 'overlays/x/a.jpg'),
     ]
+
+
+@pytest.mark.parametrize('name', ['x' * 246 + '.png', 'x' * 251 + '.jpg', '\N{GREEK SMALL LETTER PI}' * 127])
+def test_long_names_give_results(run, segmentor, photos, tmp_path, name):
+    folder, out = tmp_path / 'photos', tmp_path / 'out'
+    folder.mkdir()
+    (folder / name).write_bytes((photos / 'a.png').read_bytes())
+    assert run(*segmentor, folder / name, '--out', out)[0] == 0
+    label, overlay = (Path(path).name for path in written(out))
+    if len(name) == 250:
+        assert (label, overlay) == (name, name)
+    else:
+        stem, _, digest = Path(label).stem.partition('-')
+        assert Path(overlay).stem == Path(label).stem
+        assert name.startswith(stem) and len(os.fsencode(stem)) >= 232
+        assert re.fullmatch('[0-9a-f]{16}', digest)
+
+
+def test_long_names_that_begin_alike_give_outputs_of_their_own(infer):
+    names = ['x' * 250 + end for end in ('a.bmp', 'b.bmp', 'b.png')]
+    stems = infer.output_stems(names)
+    assert len(set(stems.values())) == 3
+    assert max(len(f'{stem}.jpeg') for stem in stems.values()) <= 255
+    assert infer.output_stems(['a/' + 'x' * 250 + '.jpeg']) == {'a/' + 'x' * 250 + '.jpeg': 'a/' + 'x' * 250}
+
+
+def test_folders_are_read_once_though_links_lead_to_them_again(infer, tmp_path):
+    for path in ('a/1.jpg', 'b/c/2.jpg', 'b/.hidden/3.jpg', '../elsewhere/4.jpg'):
+        path = tmp_path / 'photos' / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    photos = tmp_path / 'photos'
+    for link, target in {'loop': '.', 'a/up': '..', 'a/other': '../b', 'b/away': tmp_path / 'elsewhere'}.items():
+        (photos / link).symlink_to(target)
+    for given in (photos, photos / '**', f'{photos}/**/*.jpg', f'{tmp_path}/ph*/**/*.jpg', f'{tmp_path}/**/photos/**'):
+        found = list(infer.find_images([str(given)], str(tmp_path / 'out')))
+        assert [Path(name).name for name in found] == ['1.jpg', '4.jpg', '2.jpg'], given
+    assert list(infer.find_images([str(photos)], 'out')) == ['a/1.jpg', 'b/away/4.jpg', 'b/c/2.jpg']
+    assert list(infer.find_images([str(photos / 'loop/b')], 'out')) == ['away/4.jpg', 'c/2.jpg']
 
 
 def test_category_ids_are_those_of_coco(infer):
@@ -432,12 +617,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(fails, detector, photos
     config, checkpoint = detector
     out = tmp_path / 'out'
     assert '--batch-size must be 1 or more, got 0' in fails(*detector, photos, '--out', out, '--batch-size', 0)
+    assert '--max-pixels must be 1 or more, got 0' in fails(*detector, photos, '--out', out, '--max-pixels', 0)
     assert '--score-thr must be from 0 to 1, got 30' in fails(*detector, photos, '--out', out, '--score-thr', 30)
     assert 'config nowhere.py does not exist' in fails('nowhere.py', checkpoint, photos, '--out', out)
     assert 'nowhere.pth does not exist' in fails(config, 'nowhere.pth', photos, '--out', out)
     assert f'no image at {tmp_path}/*.jpg' in fails(*detector, f'{tmp_path}/*.jpg', '--out', out)
     torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'other.pth')
-    assert 'is not of this config: Missing key' in fails(config, tmp_path / 'other.pth', photos, '--out', out)
+    assert f'checkpoint {tmp_path}/other.pth' in fails(config, tmp_path / 'other.pth', photos, '--out', out)
     options = ('--cfg-options', 'model.backbone.window_size=0')
     assert 'window_size must be ints of at least 1 token' in fails(*detector, photos, '--out', out, *options)
     for device in ('gpu', 'cuda:99'):
@@ -445,7 +631,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(fails, detector, photos
     (tmp_path / 'file').touch()
     for path in ('file', 'file/out'):
         line = fails(*detector, photos / 'a.png', '--out', tmp_path / path)
-        assert f'--out {tmp_path / path} is no folder and cannot become one' in line
+        assert line.startswith(f'error: --out {tmp_path / path} cannot be written: ')
     assert sorted(os.listdir(tmp_path)) == ['file', 'other.pth']
 
 

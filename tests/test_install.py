@@ -21,7 +21,9 @@ TOOL = ROOT / 'tools' / 'install.py'
 SPEC = importlib.util.spec_from_file_location('install', TOOL)
 install = importlib.util.module_from_spec(SPEC)
 sys.modules['install'] = install  # where dataclasses look it up
-SPEC.loader.exec_module(install)
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(TOOL.parent)
+    SPEC.loader.exec_module(install)
 
 PINS = install.read_pins()
 NAMES = [install.split_requirement(line)[0] for lines in PINS.values() for line in lines]
@@ -76,10 +78,11 @@ def fake_environment(tmp_path):
 
 
 def test_the_installer_parses_on_python_3_10_and_imports_the_standard_library_alone():
-    tree = ast.parse(TOOL.read_text(), feature_version=(3, 10))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split('.')[0] for name in imported} <= sys.stdlib_module_names
+    for tool in (TOOL, TOOL.with_name('ending.py')):
+        tree = ast.parse(tool.read_text(), feature_version=(3, 10))
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert {name.split('.')[0] for name in imported} <= {'ending', *sys.stdlib_module_names}
 
 
 # ---------------------------------------------------------------- versions
@@ -351,7 +354,8 @@ def test_the_versions_of_torch_and_nvcc_are_read(gpu, nvcc, expected, tmp_path, 
 def run_in_copy(folder, *arguments, **environ):
     """Run a copy of the installer, outside any virtual environment."""
     (folder / 'tools').mkdir()
-    shutil.copy(TOOL, folder / 'tools')
+    for name in ('install.py', 'ending.py'):
+        shutil.copy(TOOL.parent / name, folder / 'tools')
     shutil.copy(ROOT / 'setup.cfg', folder)
     command = [sys._base_executable, str(folder / 'tools' / 'install.py'), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environ, stdin=subprocess.DEVNULL)

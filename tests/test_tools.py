@@ -1,5 +1,6 @@
 """The command lines end to end, on a few drawn scenes: train, resume, evaluate, draw, kill, several processes."""
 
+import errno
 import json
 import os
 import pickle
@@ -12,7 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import test_infer
 import torch
+from mmengine.registry import VISUALIZERS
 
 from swinv2_mm.checkpoint import read_checkpoint
 
@@ -21,6 +24,8 @@ DEMO = 'configs/demo/mask-rcnn_swinv2_shapes.py'
 QUICK = ('train_dataloader.batch_size=2', 'default_hooks.logger.interval=1')
 LOADERS = {'train': 2, 'val': 1, 'test': 1}  # and the place of Resize in its pipeline
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+detector = test_infer.detector
 
 
 def tool(name, *args, command=(sys.executable,)):
@@ -75,16 +80,84 @@ def test_training_resumes_where_it_stopped(trained, shapes):
 def test_a_trained_model_is_evaluated_and_drawn(trained, shapes, tmp_path):
     out = run(
         *tool('test', DEMO, trained / 'iter_2.pth', '--data-root', shapes, '--work-dir', tmp_path / 'run'),
-        *('--out', tmp_path / 'predictions.pkl', '--show-dir', tmp_path / 'pictures'),
+        *('--out', tmp_path / 'new/folder/predictions.pkl', '--show-dir', tmp_path / 'pictures'),
     )
     for metric in ('coco/bbox_mAP_50', 'coco/segm_mAP_50'):
         assert metric in out
-    predictions = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())  # written just now
+    predictions = pickle.loads((tmp_path / 'new/folder/predictions.pkl').read_bytes())  # written just now
     assert [prediction['img_id'] for prediction in predictions] == [1, 2]
     assert {'scores', 'labels', 'bboxes', 'masks'} <= set(predictions[0]['pred_instances'])
     pictures = sorted((tmp_path / 'pictures').glob('*.jpg'))
     assert [picture.name for picture in pictures] == ['000000000001.jpg', '000000000002.jpg']
     assert cv2.imread(str(pictures[0])).shape == (256, 512, 3)  # ground truth and predictions side by side
+
+
+@pytest.fixture
+def evaluate(load_tool, detector, shapes, no_traces, monkeypatch, capsys, tmp_path):
+    """Run tools/test.py in this process; returns its exit code, its standard error and the log."""
+    tool = load_tool('test')
+
+    def evaluate(*args):
+        work = ('--data-root', shapes, '--work-dir', tmp_path / 'run')
+        monkeypatch.setattr(sys, 'argv', ['test', *map(str, (*detector, *work, *args))])
+        with pytest.raises(SystemExit) as ended:
+            tool.main()
+        logs = (tmp_path / 'run').glob('*/*.log')
+        return ended.value.code, capsys.readouterr().err, ''.join(path.read_text() for path in logs)
+
+    evaluate.tool = tool
+    return evaluate
+
+
+def test_what_cannot_be_written_shows_before_the_evaluation(evaluate, monkeypatch, tmp_path):
+    (tmp_path / 'folder.pkl').mkdir()
+    (tmp_path / 'file').write_text('a file')
+    for args, problem in (
+        (('--out', tmp_path / 'folder.pkl'), 'is a folder: name a file'),
+        (('--out', tmp_path / 'file/x.pkl'), f'cannot be written: File exists ({tmp_path}/file)'),
+        (('--show-dir', tmp_path / 'file'), f'cannot be written: File exists ({tmp_path}/file)'),
+    ):
+        assert evaluate(*args) == (2, f'error: {args[0]} {args[1]} {problem}\n', '')
+
+    def read_only(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, 'touch', read_only)
+    for args in (('--out', tmp_path / 'x.pkl'), ('--show-dir', tmp_path)):
+        code, err, log = evaluate(*args)
+        assert (code, log) == (2, '')
+        assert err.startswith(f'error: {args[0]} {args[1]} cannot be written: Read-only file system')
+
+
+@pytest.mark.parametrize('flag', ['--out', '--show-dir'])
+def test_a_disk_that_fills_up_costs_a_line_and_no_metrics(evaluate, monkeypatch, tmp_path, flag):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    old, pictures = tmp_path / 'old.pkl', tmp_path / 'pictures'
+    old.write_text('of an earlier run')
+    visualizer = VISUALIZERS.get('mmdet.DetLocalVisualizer')
+    draw, drawn = visualizer.add_datasample, []
+
+    def draw_one(self, *args, **kwargs):
+        drawn.append(draw(self, *args, **kwargs))
+        if drawn[1:]:
+            raise full
+
+    def dump(predictions, file):
+        file.write(b'half')
+        raise full
+
+    monkeypatch.setattr(visualizer, 'add_datasample', draw_one)
+    monkeypatch.setattr(evaluate.tool.pickle, 'dump', dump)
+    failing = old if flag == '--out' else pictures
+    code, err, log = evaluate(flag, failing)
+    failing = old if flag == '--out' else pictures / '000000000002.jpg'
+    assert code == 2
+    assert err.splitlines()[-1] == f'error: {failing} cannot be written: No space left on device'
+    assert err.count('error') == 1
+    assert 'coco/bbox_mAP_50: ' in log and 'coco/segm_mAP_50: ' in log
+    assert old.read_text() == 'of an earlier run'
+    files = {'old.pkl', '000000000001.jpg'} if flag == '--show-dir' else {'old.pkl'}
+    assert {path.name for path in tmp_path.rglob('*') if path.is_file() and 'run' not in path.parts} == files
 
 
 def test_curves_are_those_of_the_log(trained, load_tool, tmp_path):
@@ -181,7 +254,7 @@ default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
     assert np.isfinite(list(losses(work_dir).values())).all()
     out = run(*tool('test', config, work_dir / 'iter_2.pth', *data, '--show-dir', tmp_path / 'pictures'))
     assert 'mIoU' in out
-    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 2
+    assert [p.name for p in sorted((tmp_path / 'pictures').iterdir())] == ['000000000001.png', '000000000002.png']
 
 
 PHOTOS = ROOT.parent / 'shared' / 'data' / 'coco_tiny'

@@ -7,6 +7,8 @@ blocks and the patch merging after them, with its output norm. The backbone has 
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -178,4 +180,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(ending.run(main))

@@ -7,6 +7,8 @@ alone, at its shapes, and bounds what any can reach.
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import itertools
 import json
@@ -21,6 +23,7 @@ from pathlib import Path
 import peers
 import torch
 from benchmark_work import DETECTORS, Work, measure
+from writing import whole
 
 from swinv2_mm.arch import ARCHS
 from swinv2_mm.launch import bad_input
@@ -120,18 +123,20 @@ def run_in_process(work: Work) -> dict:
 def measure_row(row: list[Work], rounds: int) -> list[dict]:
     """The results of all implementations, which take turns; what can't be done once is not tried again."""
     results = [dict(work._asdict(), seconds=[], peak_mb=[]) for work in row]
-    for turn, (work, result) in itertools.product(range(rounds), list(zip(row, results))):
-        if 'skipped' in result:
-            continue
-        print(f'\r{work.name}: round {turn + 1} of {rounds} '.ljust(60), end='', file=sys.stderr, flush=True)
-        measured = run_in_process(work)
-        if 'skipped' in measured:
-            result['skipped'] = measured['skipped']
-            continue
-        result['seconds'] += measured.pop('seconds')
-        result['peak_mb'].append(measured.pop('peak_mb'))
-        result.update(measured)
-    print('\r'.ljust(61), end='\r', file=sys.stderr)
+    try:
+        for turn, (work, result) in itertools.product(range(rounds), list(zip(row, results))):
+            if 'skipped' in result:
+                continue
+            print(f'\r{work.name}: round {turn + 1} of {rounds} '.ljust(60), end='', file=sys.stderr, flush=True)
+            measured = run_in_process(work)
+            if 'skipped' in measured:
+                result['skipped'] = measured['skipped']
+                continue
+            result['seconds'] += measured.pop('seconds')
+            result['peak_mb'].append(measured.pop('peak_mb'))
+            result.update(measured)
+    finally:
+        print('\r'.ljust(61), end='\r', file=sys.stderr, flush=True)
     return results
 
 
@@ -227,7 +232,8 @@ def plot(rows: list[list[dict]], out: Path) -> None:
             ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None), xlim=(0, None))
             ax.grid(alpha=0.3)
         column[0].legend(fontsize=7)
-    figure.savefig(out, dpi=120)
+    with whole(out) as partial:
+        figure.savefig(partial, dpi=120)
     plt.close(figure)
 
 
@@ -250,12 +256,16 @@ def main() -> int:
         print(f'\n{table(rows[-1])}', flush=True)
         if args.out:
             record = dict(command=sys.argv, date=time.strftime('%Y-%m-%d'), machine=about, rows=rows)
-            (args.out / 'benchmark.json').write_text(json.dumps(record, indent=1))
-            plot(rows, args.out / 'benchmark.png')
+            try:
+                with whole(args.out / 'benchmark.json') as partial:
+                    partial.write_text(json.dumps(record, indent=1))
+                plot(rows, args.out / 'benchmark.png')
+            except OSError as error:
+                return bad_input(f'{error.filename} cannot be written: {error.strerror}')
     if args.out:
         print(f'\nwrote {args.out / "benchmark.json"} and {args.out / "benchmark.png"}')
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(ending.run(main))

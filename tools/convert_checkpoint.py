@@ -1,5 +1,7 @@
 """Convert a Swin V2 checkpoint of any published format to ours, or from any to that of another library."""
 
+import ending  # isort: split
+
 import argparse
 import json
 import os
@@ -132,4 +134,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(ending.run(main))

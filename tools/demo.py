@@ -7,6 +7,8 @@ what they find.
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import glob
 import importlib
@@ -65,6 +67,7 @@ def run_side_by_side(commands: dict[tuple, Path | None]) -> None:
             if process.exitcode:
                 for other, _ in processes.values():
                     other.terminate()
+                    other.join()
                 if log:
                     print(f'error: it failed, see the end of {log}', file=sys.stderr)
                 sys.exit(process.exitcode)
@@ -96,6 +99,7 @@ def prepare(threads: int, log: Path | None) -> None:
     """Make this process one that works in the repository, with some threads, and prints to a file if there is one."""
     os.chdir(ROOT)
     os.environ['OMP_NUM_THREADS'] = str(threads)
+    os.environ[ending.SILENT] = '1'  # the demo says it if a signal ends them
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open('a') as file:
@@ -219,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    ending.run(main)

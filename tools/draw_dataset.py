@@ -7,6 +7,8 @@ are drawn without regard to the category, so that a model has to see the shape. 
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import json
 import sys
@@ -260,4 +262,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(ending.run(main))

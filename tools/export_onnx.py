@@ -6,6 +6,8 @@ the values that PyTorch gives.
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import importlib.util
 import logging
@@ -20,6 +22,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
+from writing import check_file, whole
 
 import swinv2_mm.launch as launch
 from swinv2_mm import SwinTransformerV2, compat
@@ -317,19 +320,15 @@ def write(pyramid: Pyramid, args: argparse.Namespace) -> None:
     keep_biases(pyramid.backbone, args.size)
     names = output_names(pyramid, len(expected[0]))
     out = Path(args.out)
-    partial = out.with_name(f'.{out.name}.partial')
+    check_file(out, '--out')  # before the minutes of work
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()  # a folder that can't be written to shows before the minutes of work
-        model = export(pyramid, images[-1], names, args.dynamic == 'batch', args.opset)
-        check_standard(model)
-        onnx.save(model, partial)
-        compare(partial, images, expected)
-        partial.replace(out)
+        with whole(out) as partial:
+            model = export(pyramid, images[-1], names, args.dynamic == 'batch', args.opset)
+            check_standard(model)
+            onnx.save(model, partial)
+            compare(partial, images, expected)
     except OSError as error:
         raise ValueError(f'{out} cannot be written: {error.strerror}') from error
-    finally:
-        partial.unlink(missing_ok=True)
     print(f'wrote {out}: {os.path.getsize(out) / 1e6:.1f} MB, {len(model.graph.node)} operators of opset {args.opset}')
     for value in (*model.graph.input, *model.graph.output):
         sides = [side.dim_param or str(side.dim_value) for side in value.type.tensor_type.shape.dim]
@@ -352,4 +351,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    ending.run(main)

@@ -14,18 +14,27 @@ Ids are those of the config's test annotations where that file is there and list
 Else category ids are the official ones for the 80 classes of COCO, and count from 1 for others; an image id is the
 number that is the file's name, as in 000000008193.jpg, or, if not all files have such names, all count from 1.
 
-Folders are searched with all folders below them, and outputs keep the relative paths. Where two images differ in their
-extension alone (a.jpg, a.png), their outputs carry it (a.jpg.png). An image that can't be read is skipped and listed
-at the end.
+Folders are searched with all folders below them, each once though links may lead to it again, and outputs keep the
+relative paths. Where two images differ in their extension alone (a.jpg, a.png), their outputs carry it (a.jpg.png).
+Names of outputs that would be too long are cut, and end in a hash of the whole name.
+
+An image that can't be read, has more pixels than --max-pixels or fails in the model is skipped and listed at the end,
+and the exit code is 1. What is written is whole at any moment: overlays and labels come one by one, the JSON files anew
+every ten seconds and at the end, also where Ctrl-C, SIGTERM or a full disk is the end.
 """
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import glob
+import hashlib
 import json
 import os
+import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +50,7 @@ from mmengine.structures import InstanceData
 from PIL import Image, UnidentifiedImageError
 from progress import track
 from torch import nn
+from writing import check_folder, whole
 
 import swinv2_mm.launch as launch
 from swinv2_mm.files import read_checkpoint
@@ -49,14 +59,18 @@ OVERLAYS, LABELS = 'overlays', 'labels'  # folders of results
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 # The ids of the 80 classes of COCO in the order of mmdet, which knows the names alone.
 COCO_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+MAX_STEM = 250  # bytes: file systems take names of 255, with the extension
+INTERVAL = 10  # seconds between two writings of all results
+SHARE = 0.1  # of the time, at most, goes into writing them
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow's guard of web servers would refuse aerial images
+Image.MAX_IMAGE_PIXELS = None  # --max-pixels takes its place
 
 
 class Prepared(NamedTuple):
     """An image on its way into the model."""
 
     name: str  # path, relative to the folder of all inputs
+    path: Path
     image: np.ndarray  # (H, W, 3), BGR, as loaded
     data: dict  # what the test pipeline gives: inputs, data_samples
 
@@ -101,6 +115,14 @@ def parse_args(argv=None):
         '(default: 0.3; nothing to a segmentor)',
     )
     parser.add_argument(
+        '--max-pixels',
+        type=int,
+        default=50_000_000,
+        metavar='N',
+        help='skip images of more, for memory: an instance segmentor takes a byte for each pixel and object, a '
+        'segmentor four for each pixel and class (default: %(default)s; OpenCV reads up to 2**30)',
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -121,6 +143,8 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
     """
     if args.batch_size < 1:
         raise ValueError(f'--batch-size must be 1 or more, got {args.batch_size}')
+    if args.max_pixels < 1:
+        raise ValueError(f'--max-pixels must be 1 or more, got {args.max_pixels}')
     if not 0 <= args.score_thr <= 1:
         raise ValueError(f'--score-thr must be from 0 to 1, got {args.score_thr}')
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -192,7 +216,7 @@ def find_images(inputs: Sequence[str], out: str) -> dict[str, Path]:
             paths = [given]  # whatever its extension
         else:
             pattern = os.path.join(glob.escape(given), '**') if os.path.isdir(given) else given
-            paths = [path for path in glob.glob(pattern, recursive=True) if is_image(path, out)]
+            paths = [path for path in expand(pattern) if is_image(path, out)]
         if not paths:
             raise ValueError(
                 f'no image at {given}: no such file, and no file there that ends in {", ".join(EXTENSIONS)}'
@@ -204,19 +228,34 @@ def find_images(inputs: Sequence[str], out: str) -> dict[str, Path]:
     return {name: Path(root, name) for name in sorted(os.path.relpath(path, root) for path in found)}
 
 
+def expand(pattern: str) -> list[str]:
+    """The paths that match a pattern, as by a recursive `glob`, but ``**`` reads each folder once."""
+    match = re.fullmatch(r'((?:.*?/)?)\*\*(?:/+(.*))?', pattern, re.DOTALL)
+    if not match:
+        return glob.glob(pattern)
+    head, tail = match[1], match[2] or '*'
+    tops = glob.glob(head) if head else ['']
+    return [path for top in tops for folder in folders(top) for path in expand(os.path.join(glob.escape(folder), tail))]
+
+
+def folders(top: str) -> Iterator[str]:
+    """A folder and all below it that are not hidden, each once; those that only links lead to come last."""
+    seen, tops = set(), [top or '.']
+    for start in tops:  # grows
+        for folder, below, _ in os.walk(start):
+            real = os.path.realpath(folder)
+            below[:] = [name for name in sorted(below) if name[0] != '.' and real not in seen]
+            tops += filter(os.path.islink, (os.path.join(folder, name) for name in below))
+            if real not in seen:
+                seen.add(real)
+                yield folder
+
+
 def is_image(path: str, out: str) -> bool:
     """Whether the path is of a file that looks like an image and is no result of an earlier run into ``out``."""
     looks_so = path.lower().endswith(EXTENSIONS) and os.path.isfile(path)
     results = [Path(out, folder).resolve() for folder in (OVERLAYS, LABELS)]
     return looks_so and not any(folder in Path(path).resolve().parents for folder in results)
-
-
-def make_folder(out: str) -> None:
-    """Make the folder of the results, after all else is known to be right."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f'--out {out} is no folder and cannot become one: {error.strerror}') from error
 
 
 def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
@@ -226,32 +265,47 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     return model.to(device).eval()
 
 
-def read_images(images: dict[str, Path], cfg: Config, unreadable: dict[Path, str]) -> Iterator[Prepared]:
+def read_images(images: dict[str, Path], cfg: Config, max_pixels: int, skipped: dict[Path, str]) -> Iterator[Prepared]:
     """Read images and prepare them with the test pipeline of a config, less its annotations.
 
     Args:
         images (dict): paths by name.
         cfg (Config): the config.
-        unreadable (dict): gets the path of each image that can't be read, and the reason.
+        max_pixels (int): an image of more is skipped.
+        skipped (dict): gets the path of each image that can't be read or prepared, and the reason.
     """
     steps = [step for step in test_dataset(cfg).pipeline if 'Annotation' not in str(step.type)]
     load, transform = Compose(steps[:1]), Compose(steps[1:])
     for name, path in track(list(images.items())):
+        failing = ''
         try:
-            check_whole(path)
+            check_whole(path, max_pixels)
             loaded = load(dict(img_path=str(path), img_id=name))
+            failing = 'the test pipeline fails on {1} x {0} pixels: '.format(*loaded['img'].shape)
+            prepared = Prepared(name, path, loaded['img'].copy(), transform(loaded))
         except Exception as error:  # decoders raise all kinds
-            unreadable[path] = str(error).strip().split('\n')[0] or type(error).__name__
+            skipped[path] = failing + describe(error)
         else:
-            yield Prepared(name, loaded['img'].copy(), transform(loaded))
+            yield prepared
 
 
-def check_whole(path: Path) -> None:
-    """Raise an error for what OpenCV decodes as far as it goes, a truncated JPEG above all, and for an empty file."""
+def describe(error: Exception) -> str:
+    """The reason that an error gives, in a line."""
+    return str(error).strip().split('\n')[0] or type(error).__name__
+
+
+def check_whole(path: Path, max_pixels: int) -> None:
+    """Raise an error for what OpenCV decodes as far as it goes, a truncated JPEG above all, and for an empty file.
+
+    And, before anything is decoded, for an image of too many pixels.
+    """
     if not path.stat().st_size:
         raise ValueError('the file is empty')
     try:
         with Image.open(path) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ValueError(f'its {width} x {height} pixels are more than --max-pixels {max_pixels}')
             image.load()
     except UnidentifiedImageError:
         pass  # a format that OpenCV may know all the same
@@ -276,7 +330,17 @@ def output_stems(names: Iterable[str]) -> dict[str, str]:
     """Names of outputs less their extension: that of the image, unless another image has the same without it."""
     stems = {name: os.path.splitext(name)[0] for name in names}
     counts = Counter([*stems.values(), *stems])  # a.jpg.png must not take what a.jpg gets beside a.png
-    return {name: stem if counts[stem] == 1 else name for name, stem in stems.items()}
+    return {name: shorten(stem if counts[stem] == 1 else name) for name, stem in stems.items()}
+
+
+def shorten(stem: str) -> str:
+    """A path whose last part a file system takes with any extension of ours: else cut, and unique by a hash."""
+    folder, name = os.path.split(stem)
+    if len(os.fsencode(name)) <= MAX_STEM:
+        return stem
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    cut = os.fsencode(name)[: MAX_STEM - 17].decode(errors='ignore')  # no part of a letter
+    return os.path.join(folder, f'{cut}-{digest}')
 
 
 def read_annotations(cfg: Config) -> dict:
@@ -339,30 +403,61 @@ def coco_results(instances: InstanceData, image_id: int, categories: list[dict])
     return results
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
 def encode_labels(labels: torch.Tensor, classes: int) -> bytes:
     """A PNG of (H, W) labels, of 8 bits, or of 16 if there are more than 256 classes."""
     dtype = np.uint8 if classes <= 256 else np.uint16
     return cv2.imencode('.png', labels.numpy().astype(dtype))[1].tobytes()
 
 
+def predict(model: nn.Module, batch: list[Prepared], skipped: dict[Path, str]) -> list[tuple]:
+    """The images of a batch with what the model finds in them; if it fails, it gets them one by one.
+
+    Args:
+        model (nn.Module): a detector or segmentor.
+        batch (list): the images.
+        skipped (dict): gets the path of each image that the model fails on alone, and the reason.
+
+    Returns:
+        list: tuples of an image and its data sample.
+    """
+    try:
+        samples = model.test_step(pseudo_collate([item.data for item in batch]))
+        return list(zip(batch, samples))
+    except Exception as error:  # of the model, or of memory
+        if len(batch) == 1:
+            skipped[batch[0].path] = f'the model fails: {describe(error)}'
+            return []
+    return [pair for item in batch for pair in predict(model, [item], skipped)]
+
+
+def write_results(out: Path, done: list[tuple[dict, list[dict]]], categories: list[dict]) -> None:
+    """Write the JSON files of a detector: the images first, so that no prediction is of an unknown one.
+
+    Args:
+        out (Path): the folder.
+        done (list): of each image its entry and its predictions.
+        categories (list): by label.
+    """
+    info = {'images': [image for image, _ in done], 'categories': categories}
+    results = [result for _, results in done for result in results]
+    with whole(out / 'predictions.json') as last, whole(out / 'image_info.json') as first:
+        first.write_text(json.dumps(info))
+        last.write_text(json.dumps(results))
+
+
 @torch.no_grad()
 def infer(
     model: nn.Module, cfg: Config, images: dict[str, Path], meta: dict, args: argparse.Namespace
 ) -> dict[Path, str]:
-    """Run a model on images and write all results.
+    """Run a model on images and write results as they come.
 
     Returns:
-        dict: the paths of images that can't be read, and the reasons.
+        dict: the paths of images that were skipped, and the reasons.
+
+    Raises:
+        OSError: a file can't be written; its ``filename`` is the path.
     """
-    out, stems, unreadable = Path(args.out), output_stems(images), {}
+    out, stems, skipped = Path(args.out), output_stems(images), {}
     is_detector = cfg.default_scope == 'mmdet'
     if is_detector:
         annotations = read_annotations(cfg)
@@ -371,28 +466,50 @@ def infer(
     visualizer = VISUALIZERS.build(dict(cfg.get('visualizer') or dict(type=kind), vis_backends=None))
     visualizer.dataset_meta = meta
     threshold = {'pred_score_thr': -1} if is_detector else {}  # all that is left is drawn
-    infos, results = [], []
-    for batch in batches(read_images(images, cfg, unreadable), args.batch_size):
-        samples = model.test_step(pseudo_collate([item.data for item in batch]))
-        for (name, image, _), sample in zip(batch, samples):
-            sample = sample.cpu()
-            if is_detector:
-                instances = sample.pred_instances
-                sample.pred_instances = instances[instances.scores >= args.score_thr]
-                results += coco_results(sample.pred_instances, image_ids[name], categories)
-                height, width = image.shape[:2]
-                infos.append({'id': image_ids[name], 'file_name': name, 'width': width, 'height': height})
-            else:
-                labels = sample.pred_sem_seg.data[0]  # (H, W)
-                write_whole(out / LABELS / f'{stems[name]}.png', encode_labels(labels, len(meta['classes'])))
-            extension = Path(name).suffix if name.lower().endswith(('.jpg', '.jpeg')) else '.png'
-            overlay = str(out / OVERLAYS / f'{stems[name]}{extension}')
-            visualizer.add_datasample(name, image[..., ::-1], sample, draw_gt=False, out_file=overlay, **threshold)
+
+    def write(name, image, sample):
+        """Write what there is for an image alone. Returns its predictions, those of a detector."""
+        found = []
+        if is_detector:
+            instances = sample.pred_instances
+            sample.pred_instances = instances[instances.scores >= args.score_thr]
+            found = coco_results(sample.pred_instances, image_ids[name], categories)
+        else:
+            labels = sample.pred_sem_seg.data[0]  # (H, W)
+            with whole(out / LABELS / f'{stems[name]}.png') as partial:
+                partial.write_bytes(encode_labels(labels, len(meta['classes'])))
+        extension = Path(name).suffix if name.lower().endswith(('.jpg', '.jpeg')) else '.png'
+        with whole(out / OVERLAYS / f'{stems[name]}{extension}') as partial:
+            visualizer.add_datasample(name, image[..., ::-1], sample, draw_gt=False, out_file=str(partial), **threshold)
+        return found
+
+    done, due = [], time.monotonic() + INTERVAL  # of a detector
+    try:
+        for batch in batches(read_images(images, cfg, args.max_pixels, skipped), args.batch_size):
+            for item, sample in predict(model, batch, skipped):
+                try:
+                    found = write(item.name, item.image, sample.cpu())
+                except OSError:
+                    raise
+                except Exception as error:  # of memory
+                    skipped[item.path] = describe(error)
+                    continue
+                if is_detector:
+                    height, width = item.image.shape[:2]
+                    image = {'id': image_ids[item.name], 'file_name': item.name, 'width': width, 'height': height}
+                    done.append((image, found))
+            if is_detector and time.monotonic() >= due:
+                started = time.monotonic()
+                write_results(out, done, categories)
+                ended = time.monotonic()
+                due = ended + max(INTERVAL, (ended - started) / SHARE)
+    except BaseException:  # also a signal
+        if done:  # else results of an earlier run stay
+            write_results(out, done, categories)
+        raise
     if is_detector:
-        write_whole(out / 'predictions.json', json.dumps(results).encode())
-        info = {'images': infos, 'categories': categories}
-        write_whole(out / 'image_info.json', json.dumps(info).encode())
-    return unreadable
+        write_results(out, done, categories)
+    return skipped
 
 
 def main():
@@ -400,15 +517,18 @@ def main():
     try:
         cfg, images, meta = prepare(args)
         model = build_model(cfg, args.checkpoint, args.device)
-        make_folder(args.out)
+        check_folder(Path(args.out), '--out')
     except ValueError as error:
         sys.exit(launch.bad_input(error))
-    unreadable = infer(model, cfg, images, meta, args)
-    print(f'{len(images) - len(unreadable)} of {len(images)} images done, results in {args.out}')
-    for path, reason in unreadable.items():
+    try:
+        skipped = infer(model, cfg, images, meta, args)
+    except OSError as error:
+        sys.exit(launch.bad_input(f'{error.filename or "standard output"} cannot be written: {error.strerror}'))
+    print(f'{len(images) - len(skipped)} of {len(images)} images done, results in {args.out}')
+    for path, reason in skipped.items():
         print(f'skipped {path}: {reason}', file=sys.stderr)
-    sys.exit(1 if unreadable else 0)
+    sys.exit(1 if skipped else 0)
 
 
 if __name__ == '__main__':
-    main()
+    ending.run(main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import sys
 from collections import Counter
@@ -85,4 +87,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(ending.run(main))

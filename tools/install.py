@@ -6,8 +6,11 @@ alone. The versions are in `setup.cfg`.
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import configparser
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -16,6 +19,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -40,6 +44,7 @@ CUDA_SIZE = 8 * GIGABYTE  # what torch with CUDA takes instead
 TEMPORARY_SIZE = 1 * GIGABYTE  # what pip and the compiler have in the temporary folder
 CPU_TORCH = 'pip install torch --index-url https://download.pytorch.org/whl/cpu'
 HEARTBEAT = 30  # seconds between two signs of life
+PATIENCE = 10  # seconds for what is interrupted to tidy up
 
 say = functools.partial(print, flush=True)
 
@@ -382,7 +387,12 @@ def run_step(step: Step, log: Path, label: str) -> None:
     with log.open('a') as output:
         print('$', shlex.join(command), file=output, flush=True)
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=pip_environ()
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=pip_environ(),
+            start_new_session=True,
         )
     try:
         while process.poll() is None:
@@ -391,13 +401,24 @@ def run_step(step: Step, log: Path, label: str) -> None:
             except subprocess.TimeoutExpired:
                 say(f'      {clock(started)}{progress(_read_from(log, offset))}')
     except BaseException:
-        process.kill()
+        end_session(process)
         raise
     if process.returncode:
         text = _read_from(log, offset)
         say(*text.strip().split('\n')[-15:], sep='\n')
         raise InstallError(f'{explain(text)}; all of the output is in {log}')
     say(f'      done in {clock(started)}')
+
+
+def end_session(process: subprocess.Popen) -> None:
+    """End a process that leads a session, and all that it started, as compilers: as by Ctrl-C, and by force if need be.
+
+    Interrupted, pip removes its temporary folders.
+    """
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):  # the first: nobody is left
+            os.killpg(process.pid, number)
+            process.wait(PATIENCE)
 
 
 def _read_from(log, offset):
@@ -465,9 +486,9 @@ def ensure_environment(stack: str | None = None) -> None:
     except InstallError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print('interrupted: run again to go on', file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as end:
+        end.args = ('run again to go on',)
+        raise
 
 
 def _start_anew(python):
@@ -600,4 +621,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    ending.run(main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import json
 import sys
@@ -11,6 +13,7 @@ import matplotlib
 
 matplotlib.use('Agg')  # no display needed
 import matplotlib.pyplot as plt
+from writing import whole
 
 METRICS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50', 'mIoU', 'mAcc')
 
@@ -59,7 +62,8 @@ def plot(scalars: dict[str, dict[int, float]], out: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.savefig(out, dpi=120)
+    with whole(out) as partial:
+        figure.savefig(partial, dpi=120, format=out.suffix[1:] or 'png')
     plt.close(figure)
 
 
@@ -81,4 +85,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(ending.run(main))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ matplotlib.use('Agg')  # no display needed
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
+from writing import whole
 
 from swinv2_mm import CheckpointError
 from swinv2_mm.checkpoint import check_complete, naming, read_weights
@@ -132,7 +135,8 @@ def plot(mlp: ContinuousPositionBias, window: int, title: str, out: Path) -> Non
     axes.grid(alpha=0.3)
     lower.legend(loc='outside lower center', ncols=4)
     figure.suptitle(title)
-    figure.savefig(out, dpi=110)
+    with whole(out) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
 
 
@@ -161,7 +165,6 @@ def main() -> int:
             raise CheckpointError(f'--window must be at least 2 tokens, got {args.window}')
         mlp = read_position_bias(args.checkpoint, args.stage, args.block, args.head)
         title = f'{Path(args.checkpoint).name}: stage {args.stage}, block {args.block}, head {args.head}'
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         plot(mlp, args.window, title, Path(args.out))
     except (OSError, ValueError) as error:
         return bad_input(error)
@@ -170,4 +173,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(ending.run(main))

@@ -1,5 +1,7 @@
 """Run the tests, after installing what they need, in a few processes at once (one with `-n 0`, as `-s` needs)."""
 
+import ending  # isort: split
+
 import argparse
 import os
 import sys
@@ -27,4 +29,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    ending.run(main)

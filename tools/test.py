@@ -1,10 +1,17 @@
 """Evaluate a trained detector or segmentor: COCO metrics or mIoU."""
 
+import ending  # isort: split
+
 import argparse
+import errno
+import logging
+import pickle
 import sys
 from pathlib import Path
 
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
+from writing import check_file, check_folder, whole
 
 import swinv2_mm.launch as launch
 
@@ -52,13 +59,18 @@ def prepare(args):
     if args.out:
         dump_predictions(cfg, args.out)
     if args.show_dir:
-        draw_predictions(cfg, args.show_dir)
+        cfg.default_hooks.visualization.update(draw=True, interval=1)
     launch.init_distributed(cfg, args.launcher)
+    if args.out:
+        check_file(Path(args.out), '--out')
+    if args.show_dir:
+        check_folder(Path(args.show_dir), '--show-dir')
+    check_folder(Path(cfg.work_dir), '--work-dir')
     return cfg
 
 
 def dump_predictions(cfg, path):
-    """Write predictions to ``path`` besides computing metrics."""
+    """Collect predictions besides computing metrics."""
     if not path.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out {path}: predictions are written as pickle, name a file that ends with .pkl')
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
@@ -66,19 +78,54 @@ def dump_predictions(cfg, path):
     cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]
 
 
-def draw_predictions(cfg, folder):
-    """Have the host's visualization hook write a picture of each image."""
-    hook = cfg.default_hooks.visualization
-    hook.update(draw=True, interval=1)
-    folder = str(Path(folder).resolve())
-    if cfg.default_scope == 'mmdet':
-        hook.test_out_dir = folder
-    else:
-        cfg.visualizer.update(save_dir=folder)
+def keep_predictions(runner):
+    """Have the metric that writes predictions leave that to us: it would do so before any metric is logged.
+
+    Returns:
+        list: gets the predictions, in the main process.
+    """
+    predictions = []
+    runner.test_loop.evaluator.metrics[-1].compute_metrics = lambda results: predictions.extend(results) or {}
+    return predictions
+
+
+def write_pictures(runner, folder):
+    """Have the host's visualization hook write its pictures to a folder, until one can't be written.
+
+    Returns:
+        list: gets that problem, in words.
+    """
+    problems, draw = [], runner.visualizer.add_datasample
+    suffix = '.png' if runner.cfg.default_scope == 'mmseg' else None  # else that of the image
+
+    def add_datasample(name, image, data_sample, **kwargs):
+        path = Path(folder, Path(data_sample.img_path).name)
+        if problems:
+            return
+        try:
+            with whole(path.with_suffix(suffix or path.suffix)) as partial:
+                draw(name, image, data_sample, **{**kwargs, 'out_file': str(partial)})
+        except OSError as error:
+            problems.append(unwritten(error))
+
+    runner.visualizer.add_datasample = add_datasample
+    return problems
+
+
+def unwritten(error):
+    return f'{error.filename} cannot be written: {error.strerror}'
+
+
+def full_disk(error, work_dir):
+    """The same of an error in the work dir, where mmengine writes. Raises any other error again."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    return f'{work_dir} cannot be written: {error.strerror}'
 
 
 def main():
     args = parse_args()
+    logging.raiseExceptions = False  # of a log that can't be written
     try:
         cfg = prepare(args)
         runner = Runner.from_cfg(cfg)
@@ -87,8 +134,23 @@ def main():
             launch.set_window_size(model.backbone, args.window_size)
     except ValueError as error:
         sys.exit(launch.bad_input(error))
-    runner.test()
+    except OSError as error:
+        sys.exit(launch.bad_input(full_disk(error, args.work_dir or 'the work dir')))
+    predictions = keep_predictions(runner) if args.out else []
+    problems = write_pictures(runner, args.show_dir) if args.show_dir and is_main_process() else []
+    try:
+        runner.test()
+    except OSError as error:  # of mmengine, which writes metrics to the work dir after it has shown them
+        problems.append(full_disk(error, cfg.work_dir))
+    if predictions:
+        try:
+            with whole(Path(args.out)) as partial, partial.open('wb') as file:
+                pickle.dump(predictions, file)
+        except OSError as error:
+            problems.append(unwritten(error))
+    if problems:
+        sys.exit(launch.bad_input('; '.join(problems)))
 
 
 if __name__ == '__main__':
-    main()
+    ending.run(main)

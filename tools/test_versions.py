@@ -6,6 +6,8 @@ again; with a CUDA build of PyTorch, as pip and uv take it, it has about 5 GB.
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import os
 import re
@@ -100,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    ending.run(main)

@@ -5,6 +5,8 @@ It stands in for a published ImageNet checkpoint where none can be downloaded: l
 
 from __future__ import annotations
 
+import ending  # isort: split
+
 import argparse
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from mmengine.runner import Runner
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from writing import check_file
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.arch import POSITION_BIASES, parse_arch
@@ -194,6 +197,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         check_suffix(args.out)
+        check_file(args.out, 'out')
         work_dir = args.out.parent / 'classifier'
         model, accuracy = train(args.config, args.data_root, work_dir, args.epochs, args.seed)
         write_checkpoint(official(model), args.out)
@@ -204,4 +208,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(ending.run(main))
