@@ -33,6 +33,7 @@ from .model_weights import load_model
 
 _locks = []  # files that stay open while the process lives
 HOSTS = ('mmdet', 'mmseg')
+PREFIX_HELP = 'which backbone, where the file holds several: the start of its names, such as teacher'
 LAUNCHERS = {  # the variable that tells a process its rank, and what sets it
     'pytorch': ('RANK', 'torchrun'),
     'slurm': ('SLURM_PROCID', 'srun'),

@@ -55,6 +55,8 @@ def check_training_state(
     meta = check_progress(checkpoint, source)
     with _checking(source):
         _check_message_hub(checkpoint.get('message_hub'))
+        if 'ema_state_dict' in checkpoint:
+            _check_averaged(checkpoint['ema_state_dict'], checkpoint.get('state_dict'))
         if optim_wrapper is not None:
             wrappers, states = _by_name(optim_wrapper, checkpoint.get('optimizer'), 'optimizer')
             for name, wrapper in wrappers.items():
@@ -112,6 +114,20 @@ def _check_message_hub(hub):
     for name, scalar in hub['log_scalars'].items():
         whole = isinstance(scalar, HistoryBuffer) and {'_log_history', '_count_history'} <= set(vars(scalar))
         _require(whole, f'log_scalars of its message_hub has no history of {_short(name)}')
+
+
+def _check_averaged(averaged, weights):
+    """Check that of two state dicts, the averaged weights and the others, one is as whole as the other.
+
+    mmengine's EMA hook saves a count of its steps, and the names of a wrapped model.
+    """
+    whole = isinstance(averaged, Mapping) and isinstance(weights, Mapping)
+    theirs = {name[len('module.') :]: value for name, value in averaged.items() if name != 'steps'} if whole else {}
+    _require(whole and set(theirs) == set(weights), 'its averaged weights are not of the same names as the others')
+    for name, value in theirs.items():
+        fits = isinstance(value, Tensor) and (value.shape, value.dtype) == (weights[name].shape, weights[name].dtype)
+        _require(fits, f'{name} of its averaged weights has another shape or type than the other')
+        _require(bool(torch.isfinite(value).all()), f'{name} of its averaged weights is not finite')
 
 
 def _check_optimizer(saved, optimizer, started):

@@ -284,3 +284,17 @@ def test_timm_gets_a_norm_that_the_file_does_not_have(run, build_small, tmp_path
     written = safetensors.torch.load_file(tmp_path / 'model.safetensors')
     assert code == 0 and written['norm.weight'].tolist() == [1] * 128 and written['norm.bias'].tolist() == [0] * 128
     assert 'has no norm after its last stage: one is written as timm needs it, untrained' in errors
+
+
+def test_one_of_several_backbones_is_converted(run, build_small, tmp_path):
+    nets = {'teacher': build_small(), 'student': build_small()}
+    both = {f'{who}.backbone.{name}': value for who, net in nets.items() for name, value in net.state_dict().items()}
+    torch.save({'state_dict': both}, tmp_path / 'both.pth')
+    code, _, err = run('convert_checkpoint', tmp_path / 'both.pth', tmp_path / 'one.pth')
+    assert code == 2 and "choose one, as prefix='student.backbone.'" in err
+    for who, net in nets.items():
+        run('convert_checkpoint', tmp_path / 'both.pth', tmp_path / f'{who}.pth', '--prefix', who)
+        written = torch.load(tmp_path / f'{who}.pth', weights_only=True)
+        assert all(torch.equal(written[name], value) for name, value in net.state_dict().items())
+    code, out, _ = run('inspect_checkpoint', tmp_path / 'both.pth', '--prefix', 'student')
+    assert code == 0 and 'loads' in out

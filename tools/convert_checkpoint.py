@@ -16,7 +16,7 @@ from swinv2_mm.arch import parse_arch
 from swinv2_mm.checkpoint import check_complete, naming, read_weights
 from swinv2_mm.files import check_suffix, write_checkpoint
 from swinv2_mm.formats import export, export_config
-from swinv2_mm.launch import bad_input
+from swinv2_mm.launch import PREFIX_HELP, bad_input
 
 
 def parse_args(argv=None):
@@ -40,6 +40,7 @@ def parse_args(argv=None):
         metavar='N',
         help='the windows that the position bias was trained with, one or one per stage, where nothing says them',
     )
+    parser.add_argument('--prefix', default='', metavar='NAME', help=PREFIX_HELP)
     return parser.parse_args(argv)
 
 
@@ -100,7 +101,7 @@ def main() -> int:
     out = Path(args.output)
     try:
         check_suffix(out)
-        converted, inferred = read_weights(args.input)
+        converted, inferred = read_weights(args.input, args.prefix)
         weights = converted.weights
         with naming(args.input):
             arguments = check_complete(converted, inferred)

@@ -61,6 +61,7 @@ EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', 
 COCO_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 MAX_STEM = 250  # bytes: file systems take names of 255, with the extension
 INTERVAL = 10  # seconds between two writings of all results
+MAX_PIXELS = 50_000_000
 SHARE = 0.1  # of the time, at most, goes into writing them
 
 Image.MAX_IMAGE_PIXELS = None  # --max-pixels takes its place
@@ -117,10 +118,9 @@ def parse_args(argv=None):
     parser.add_argument(
         '--max-pixels',
         type=int,
-        default=50_000_000,
         metavar='N',
-        help='skip images of more, for memory: an instance segmentor takes a byte for each pixel and object, a '
-        'segmentor four for each pixel and class (default: %(default)s; OpenCV reads up to 2**30)',
+        help=f'skip images of more, for memory (default: {MAX_PIXELS}, and to a segmentor, which takes four bytes for '
+        'each pixel and class, as many as take a quarter of the memory; OpenCV reads up to 2**30)',
     )
     parser.add_argument(
         '--cfg-options',
@@ -143,7 +143,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
     """
     if args.batch_size < 1:
         raise ValueError(f'--batch-size must be 1 or more, got {args.batch_size}')
-    if args.max_pixels < 1:
+    if args.max_pixels is not None and args.max_pixels < 1:
         raise ValueError(f'--max-pixels must be 1 or more, got {args.max_pixels}')
     if not 0 <= args.score_thr <= 1:
         raise ValueError(f'--score-thr must be from 0 to 1, got {args.score_thr}')
@@ -156,7 +156,20 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
     launch.check_backbone(cfg)
     init_default_scope(cfg.default_scope)
     meta = class_meta(cfg, read_checkpoint(args.checkpoint))
+    if args.max_pixels is None:
+        args.max_pixels = pixels_that_fit(cfg, len(meta['classes']), args.device)
     return cfg, find_images(args.images, args.out), meta
+
+
+def pixels_that_fit(cfg: Config, classes: int, device: str) -> int:
+    """How many pixels an image may have: a segmentor has a score of each for every class, in the image's own size."""
+    if cfg.default_scope == 'mmdet':
+        return MAX_PIXELS
+    if torch.device(device).type == 'cuda':
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return min(MAX_PIXELS, memory // 4 // (4 * classes))
 
 
 def check_device(device: str) -> None:

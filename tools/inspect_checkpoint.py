@@ -11,7 +11,7 @@ from collections import Counter
 from swinv2_mm import CheckpointError
 from swinv2_mm.arch import parse_arch
 from swinv2_mm.checkpoint import check_complete, naming, read_weights
-from swinv2_mm.launch import bad_input
+from swinv2_mm.launch import PREFIX_HELP, bad_input
 
 DEFAULTS = dict(in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True, position_bias='log_cpb')
 
@@ -23,6 +23,7 @@ def parse_args(argv=None):
         'the exit code is 0 if it loads, as its last line says, else 2',
     )
     parser.add_argument('file', metavar='FILE', help='path or URL of a checkpoint')
+    parser.add_argument('--prefix', default='', metavar='NAME', help=PREFIX_HELP)
     return parser.parse_args(argv)
 
 
@@ -72,7 +73,7 @@ def main() -> int:
     args = parse_args()
     lines, problem = [], None
     try:
-        converted, windows = read_weights(args.file)
+        converted, windows = read_weights(args.file, args.prefix)
         lines = describe_tensors(converted)
         with naming(args.file):
             arguments = check_complete(converted, windows)
