@@ -22,7 +22,7 @@ from .arch import POSITION_BIASES, has_extra_norm, parse_arch
 from .attention import WindowAttention
 from .checkpoint import load_pretrained
 from .files import CheckpointError
-from .formats import convert, identify
+from .formats import COMPUTED, convert, identify
 from .ops.linear import Linear
 from .other_names import refuse_other_names
 from .pretrained_windows import windows_from_tables, windows_stated
@@ -233,7 +233,7 @@ class SwinTransformerV2(BaseModule):
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads weights, as
             `load_pretrained` does; ``allow_missing`` and ``prefix`` go there too. mmengine's ``map_location`` may stand
             there: files are read onto the CPU.
-        others: none. What other implementations call these arguments is told apart, and named in the error.
+        others: not accepted; the error says what arguments of other implementations are called here.
 
     Raises:
         ValueError: an argument is out of its range; the message names it, its value and what would be right.
@@ -444,18 +444,19 @@ class SwinTransformerV2(BaseModule):
         Returns:
             dict: the tables of coordinates in the file, by their names in the official layout.
         """
-        own = {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
         theirs = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
-        if own.issuperset(theirs):
+        theirs = {name: value for name, value in theirs.items() if isinstance(value, Tensor)}
+        if all(name in theirs for name, _ in self.named_parameters()) and 'pretrained_windows' in theirs:
             return {}
         try:
             _, inner = identify(theirs)
+            if inner:
+                return {}
+            converted = convert(theirs)
         except CheckpointError:
             return {}  # no whole backbone: whoever loads says what is missing
-        if inner:
-            return {}
-        converted = convert(theirs)
-        for name in theirs:
+        left = [name for name, why in converted.left_out.items() if why != COMPUTED]  # whoever loads says that too
+        for name in set(theirs) - set(left):
             del state_dict[prefix + name]
         state_dict.update({prefix + name: value for name, value in converted.weights.items()})
         return converted.tables

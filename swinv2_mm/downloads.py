@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import os
 import re
@@ -45,6 +46,9 @@ def download(url: str, check: Callable[[str], object]) -> str:
     except ValueError as error:
         raise DownloadError(str(error)) from None
     try:
+        shared = Path(torch.hub.get_dir(), 'checkpoints', path.name)  # of others, whose names say no more than a hash
+        if not path.exists() and _has_hash_of_name(shared):
+            return str(shared)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path.parents[1])
@@ -69,10 +73,21 @@ def cached_path(url: str) -> Path:
     return Path(torch.hub.get_dir(), 'swinv2_mm', hashlib.sha256(url.encode()).hexdigest()[:16], name)
 
 
+def _has_hash_of_name(path):
+    match = HASH_IN_NAME.search(path.name)
+    if not match or not path.is_file():
+        return False
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for part in iter(lambda: file.read(2**20), b''):
+            digest.update(part)
+    return digest.hexdigest().startswith(match[1])
+
+
 def _fetch(url, path, check):
     print_log(f'Downloading {url} to {path}', logger='current')
     digest = HASH_IN_NAME.search(path.name)
-    partial = path.with_name(f'{path.name}.partial')
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')  # where no lock holds, another may download too
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -83,7 +98,8 @@ def _fetch(url, path, check):
         raise DownloadError(f'it is not the file that its name says, {error}') from None
     finally:
         socket.setdefaulttimeout(timeout)
-        _remove_all_but(path)
+        for left in path.parent.glob(f'{glob.escape(partial.name)}*'):  # PyTorch adds to the name while it writes
+            left.unlink()
 
 
 @contextmanager
@@ -104,9 +120,3 @@ def _remove_leftovers(cache):
         with suppress(OSError), _locked(folder, wait=False) as held:
             for path in folder.glob('*.partial') if held else ():
                 path.unlink()
-
-
-def _remove_all_but(path):
-    for other in path.parent.iterdir():
-        if other.name not in (path.name, LOCK):
-            other.unlink()

@@ -21,7 +21,6 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import is_cuda_available
 from mmengine.dist import broadcast_object_list, get_rank, init_dist
-from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 from torch import nn
@@ -29,7 +28,7 @@ from torch import nn
 from .backbone import SwinTransformerV2
 from .checkpoint import fit_pretrained
 from .files import CheckpointError, read_checkpoint
-from .model_weights import load_model
+from .model_weights import load_model, unwrapped
 
 _locks = []  # files that stay open while the process lives
 HOSTS = ('mmdet', 'mmseg')
@@ -318,7 +317,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> nn.Module:
         CheckpointError: the file can't be read, or does not hold just the weights of this model.
     """
     load_model(model, read_checkpoint(path), path)
-    return model.module if is_model_wrapper(model) else model
+    return unwrapped(model)
 
 
 def init_distributed(cfg: Config, launcher: str) -> None:

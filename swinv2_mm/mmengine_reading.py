@@ -17,6 +17,7 @@ from mmengine.runner import checkpoint as host
 
 from .files import CheckpointError, read_checkpoint
 
+# Its private helpers are the same from mmengine 0.8.0 to 0.10.7.
 CEPH = r'(\S+\:)?s3://', r'(\S+\:)?petrel://'
 TABLES = {  # of the checkpoints that mmengine has names for
     'torchvision': host.get_torchvision_models,
@@ -79,7 +80,7 @@ class SafeYamlHandler(YamlHandler):
         return super().load_from_fileobj(file, **{**kwargs, 'Loader': _PlainLoader})
 
 
-class _PlainLoader(yaml.SafeLoader):
+class _PlainLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
     """Of plain values and tuples, which configs that were written as YAML have."""
 
 

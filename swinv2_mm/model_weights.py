@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from .backbone import SwinTransformerV2
 from .checkpoint import convert_with_windows, count, fit, is_in, naming, some
 from .files import CheckpointError, printable
 from .formats import COMPUTED, unwrap
+
+MISSING = 'not in the file, or in another shape'
 
 
 class ModelReport(NamedTuple):
@@ -60,7 +62,7 @@ def load_model(
     Raises:
         CheckpointError: a weight is missing, unknown, of another shape or no finite number; the model is as it was.
     """
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrapped(model)
     with naming(source):
         before = {name: value.detach().to('cpu', copy=True) for name, value in model.state_dict().items()}
         for name in allow_missing:
@@ -71,8 +73,7 @@ def load_model(
             # The hosts' modules may rename what older versions of them wrote: what fits shows when it is loaded.
             missing, unexpected = model.load_state_dict(weights, strict=False)
             report = _completed(report, before, missing, unexpected)
-            has_swin = any(isinstance(module, SwinTransformerV2) for module in model.modules())
-            _check_whole(report, transfer, has_swin, allow_missing)
+            _check_whole(report, _backbones(model) or ['backbone'], transfer, allow_missing)
         except BaseException as error:
             model.load_state_dict(before)
             if not isinstance(error, (RuntimeError, CheckpointError)):
@@ -82,25 +83,33 @@ def load_model(
     return report
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model out of what distributes it, or augments its images at test time."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def _backbones(model):
+    """The Swin V2 backbones of a model, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SwinTransformerV2)}
+
+
 def _fit_model(model, checkpoint, source, transfer, allow_missing):
     """The weights to load, backbones in our layout, and the report of these as far as it is known before."""
-    held = checkpoint.get('state_dict')
+    held, own = checkpoint.get('state_dict'), model.state_dict()
     tensors = unwrap({'state_dict': held} if isinstance(held, Mapping) else checkpoint)[0]
-    if all(name.startswith('module.') for name in tensors):
-        tensors = {name[len('module.') :]: value for name, value in tensors.items()}
-    metadata = getattr(held, '_metadata', None)
-    own = model.state_dict()
+    tensors = _without_prefix(tensors, own)
     weights, converted, left_out, initial = OrderedDict(), {}, {}, {}
-    backbones = {name: module for name, module in model.named_modules() if isinstance(module, SwinTransformerV2)}
+    backbones = _backbones(model)
+    if not any(is_in(name, list(backbones)) for name in tensors) and '' not in backbones:
+        backbones = {}  # a module may know its weights by other names, as mmdet's semi-supervised detectors do
     for path, backbone in backbones.items():
         prefix = f'{path}.' if path else ''
         inside = {name[len(prefix) :]: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
         allowed = [name[len(prefix) :] for name in allow_missing if name.startswith(prefix)]
         try:
-            if not inside:
-                raise CheckpointError('it holds none; the weights of a backbone alone are loaded by --checkpoint')
-            theirs = convert_with_windows(inside, os.fspath(source))
-            fitted, rearranged, without, kept = fit(backbone, *theirs, allowed)
+            fitted, rearranged, without, kept = fit(backbone, *convert_with_windows(inside, os.fspath(source)), allowed)
             if kept and not transfer:
                 raise CheckpointError(f'it lacks {some(list(kept))}')
         except CheckpointError as error:
@@ -108,41 +117,58 @@ def _fit_model(model, checkpoint, source, transfer, allow_missing):
                 raise CheckpointError(f'{path or "the model"}: {error}') from None
             kept = dict.fromkeys(backbone.state_dict(), 'allowed by allow_missing')
             fitted, rearranged, without = {}, {}, dict.fromkeys(inside, 'of no backbone that fits')
-        for ours, theirs in ((weights, fitted), (converted, rearranged), (left_out, without), (initial, kept)):
-            ours.update({prefix + name: value for name, value in theirs.items()})
+        for ours, those in ((weights, fitted), (converted, rearranged), (left_out, without), (initial, kept)):
+            ours.update({prefix + name: value for name, value in those.items()})
     for name, value in tensors.items():
         if name in own and own[name].shape != value.shape:
-            if not transfer or (not backbones and is_in(name, ('backbone',)) and not is_in(name, allow_missing)):
+            if not transfer or (is_in(name, ('backbone',)) and not is_in(name, allow_missing)):
                 raise CheckpointError(
                     f'{name} has shape {tuple(value.shape)}, not {tuple(own[name].shape)}: it is not of this config'
                 )
             left_out[name] = f'of another shape than in the {type(model).__name__}'
             continue
-        _check_kind(name, value, own.get(name, value))  # also of a name that a module knows from older versions
+        if name in own or not transfer:
+            _check_kind(name, value, own.get(name, value))  # also of a name that a module knows from older versions
         weights[name] = value
-    weights._metadata = metadata
+    weights._metadata = getattr(held, '_metadata', None)
     report = ModelReport(os.fspath(source), type(model).__name__, (), converted, left_out, initial)
     return weights, report
+
+
+def _without_prefix(tensors, own):
+    """Tensors by the names that the model has for them, without what wrappers and training code put before."""
+    for prefix in ('module.', 'model.', 'model.module.', '_orig_mod.'):
+        stripped = {name[len(prefix) :] if name.startswith(prefix) else name: value for name, value in tensors.items()}
+        if not any(name in own for name in tensors) and any(name in own for name in stripped):
+            return stripped
+    return tensors
 
 
 def _completed(report, before, missing, unexpected):
     """The report, with what loading showed."""
     initial, left_out = dict(report.initial), dict(report.left_out)
     for name in missing:
-        initial.setdefault(name, 'not in the file, or in another shape')
+        initial.setdefault(name, MISSING)
     left_out.update(dict.fromkeys(unexpected, 'not in the model'))
     loaded = [name for name in before if name not in initial and name not in report.converted]
     return report._replace(loaded=tuple(loaded), left_out=left_out, initial=initial)
 
 
-def _check_whole(report, transfer, has_swin, allow_missing):
-    """Check that nothing stayed initial that must not, and that the file of a whole model has no more."""
+def _check_whole(report, backbones, transfer, allow_missing):
+    """Check that nothing stayed initial that must not, and that the file of a whole model has no more.
+
+    In a transfer a backbone that is there was checked before: it may lack output norms.
+    """
     lacking = [name for name in report.initial if not name.endswith('num_batches_tracked')]
-    if transfer:  # Swin backbones were checked before
-        lacking = [] if has_swin else [name for name in lacking if is_in(name, ('backbone',))]
+    if transfer:
+        lacking = [name for name in lacking if report.initial[name] == MISSING and is_in(name, list(backbones))]
         lacking = [name for name in lacking if not is_in(name, allow_missing)]
     if lacking:
-        raise CheckpointError(f'it lacks {some(lacking)}: it is damaged, or not of this config')
+        cure = 'it is damaged, or not of this config'
+        loaded = [name for name in report.loaded if not name.endswith('pretrained_windows')]  # which are never missing
+        if not any(is_in(name, list(backbones)) for name in loaded):
+            cure += '; the weights of a backbone alone are loaded by --checkpoint'
+        raise CheckpointError(f'it lacks {some(lacking)}: {cure}')
     unknown = [name for name, why in report.left_out.items() if why != COMPUTED]
     if unknown and not transfer:
         raise CheckpointError(f'it has {some(unknown)}, which the model does not have: it is not of this config')

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from .arch import ARCHS
 
 ARCH = 'arch=dict(embed_dims=..., depths=..., num_heads=...)'
-ANY_SIZE = 'leave it out, images may have any size'
-FIXED = 'leave it out, there is one kind'
-NO_HEAD = 'leave it out, there is no classifier'
-ELSEWHERE = {
+ANY_SIZE = 'not needed, images may have any size'
+FIXED = 'not needed, there is one kind'
+NO_HEAD = 'not needed, there is no classifier'
+OUR_NAMES = {
     **dict.fromkeys(('embed_dim', 'embed_dims', 'depths', 'num_heads', 'num_layers'), ARCH),
     **dict.fromkeys(
         ('extra_norm_every_n_blocks', 'extra_norm_period'), 'arch=dict(extra_norm_every_n_blocks=..., ...)'
@@ -45,9 +45,9 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(('final_norm', 'initializer_range', 'stage_cfgs', 'downsample_layer', 'block'), FIXED),
     **dict.fromkeys(('num_classes', 'global_pool', 'with_cls_token', 'num_labels'), NO_HEAD),
-    'convert_weights': 'leave it out, every published layout loads',
-    **dict.fromkeys(('device', 'dtype'), 'leave it out, move the backbone by its method to()'),
-    'norm_eval': 'leave it out, there is no batch norm',
+    'convert_weights': 'not needed, every published layout loads',
+    **dict.fromkeys(('device', 'dtype'), 'not needed, the backbone has the method to()'),
+    'norm_eval': 'not needed, there is no batch norm',
 }
 ARCH_NAME = re.compile(r'(?:swin)?[-_]?(?:transformer)?[-_]?(?:v2)?[-_]?([a-z]+)', re.IGNORECASE)
 
@@ -59,11 +59,12 @@ def refuse_other_names(arch: object, others: Iterable[str]) -> None:
         TypeError: there are unknown arguments.
         ValueError: just the arch has another name.
     """
-    told = [f'{name}: {ELSEWHERE.get(name, "there is no such argument")}' for name in others]
+    told = [f'{name} is {OUR_NAMES[name]}' for name in others if name in OUR_NAMES]
+    told += [f'{name} is unknown' for name in others if name not in OUR_NAMES]
     match = ARCH_NAME.fullmatch(arch) if isinstance(arch, str) and arch not in ARCHS else None
     full = next((name for name in ARCHS if match and match[1].lower() in (name, name[0])), None)
     if full:
-        told.append(f'arch={arch!r}: arch={full!r}')
+        told.append(f'arch={arch!r} is arch={full!r}')
     if told:
         kind = TypeError if others else ValueError
-        raise kind(f'SwinTransformerV2 has other names for its arguments. {"; ".join(told)}')
+        raise kind(f'SwinTransformerV2 calls its arguments otherwise: {"; ".join(told)}')

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,20 +21,20 @@ from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from mmengine.runner import BaseLoop, CheckpointLoader, IterBasedTrainLoop, Runner, find_latest_checkpoint
 from mmengine.utils import digit_version
 
 from .files import CheckpointError
+from .formats import unwrap
 from .launch import find_resume
-from .mmengine_reading import load_from_source
 from .model_weights import load_model
 from .seeding import SeedHook, number_batches
-from .training_state import check_progress, check_training_state, unresumable
+from .training_state import check_progress, check_training_state, count_states, unresumable
 
 PARTIAL = '.checkpoint.partial'  # of one that is being written; a killed run leaves it, and the next one replaces it
 DISK_IS_FULL_OR_READ_ONLY = errno.ENOSPC, errno.EDQUOT, errno.EROFS
+OF_A_RUN = re.compile(r'(iter|epoch)_\d+\.pth')
 ADVANCES = digit_version(mmengine.__version__) >= digit_version('0.10.3')  # a resumed loop loads what was trained
 
 
@@ -92,14 +93,14 @@ class SwinV2Runner(Runner):
         self._train_dataloader = config
         if hasattr(loop, 'fast_forward_on_resume'):  # OneDL's
             loop.fast_forward_on_resume = True
-        elif endless and ADVANCES:
+        elif iteration and ADVANCES and isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = itertools.chain(itertools.repeat(None, iteration), loop.dataloader_iterator)
         return loop
 
     def _resume_progress(self):
         """Epoch and iteration of the checkpoint to resume, whose seed becomes that of the run."""
         if self._resume and self._load_from is None:
-            found = any(Path(self.work_dir).glob('*.pth'))
+            found = any(OF_A_RUN.fullmatch(path.name) for path in Path(self.work_dir).glob('*.pth'))
             self._load_from = find_resume(self.work_dir, 'auto') if found else find_latest_checkpoint(self.work_dir)
         if not self._resume or self._load_from is None:
             return 0, 0
@@ -115,7 +116,7 @@ class SwinV2Runner(Runner):
     def _read(self, filename):
         """What a checkpoint holds. It is kept until it is loaded."""
         if self._ahead[0] != filename:
-            self._ahead = filename, load_from_source(filename)
+            self._ahead = filename, CheckpointLoader.load_checkpoint(filename, 'cpu', self.logger)  # which is ours
         return self._ahead[1]
 
     def resume(
@@ -155,7 +156,7 @@ class SwinV2Runner(Runner):
         strict: bool = False,
         revise_keys: Sequence[tuple[str, str]] = ((r'^module.', ''),),
     ) -> dict:
-        """Load the weights of a checkpoint, all or those that a transfer takes. mmengine's options change nothing.
+        """Load the weights of a checkpoint, all or those that a transfer takes, onto the model's device.
 
         Raises:
             CheckpointError: it can't be read or does not fit; then the model is as before.
@@ -163,11 +164,12 @@ class SwinV2Runner(Runner):
         checkpoint = self._read(filename)
         self._ahead = (None, None)
         if 'state_dict' not in checkpoint:  # which hooks expect
-            checkpoint = dict(state_dict=checkpoint)
+            checkpoint = dict(state_dict=unwrap(checkpoint)[0])
+        for pattern, by in revise_keys:
+            _rename(checkpoint['state_dict'], pattern, by)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
         transfer = not self._resume and isinstance(self._train_loop, BaseLoop)
-        load_model(model, checkpoint, filename, transfer=transfer, allow_missing=self.cfg.get('allow_missing', ()))
+        load_model(self.model, checkpoint, filename, transfer=transfer, allow_missing=self.cfg.get('allow_missing', ()))
         self._has_loaded = True
         return checkpoint
 
@@ -177,16 +179,26 @@ class SwinV2Runner(Runner):
         out_dir: str,
         filename: str,
         file_client_args: dict | None = None,
-        *,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
         backend_args: dict | None = None,
-        **options,
     ) -> None:
         """Save a checkpoint with mmengine's options, on a local disk whole or not at all.
 
         Raises:
             CheckpointError: it can't be written; the files that are there stay.
         """
-        options.update(file_client_args=file_client_args, backend_args=backend_args)
+        meta = dict(meta or {}, num_optimizer_states=count_states(self.optim_wrapper)) if save_optimizer else meta
+        options = dict(
+            file_client_args=file_client_args,
+            save_optimizer=save_optimizer,
+            save_param_scheduler=save_param_scheduler,
+            meta=meta,
+            by_epoch=by_epoch,
+            backend_args=backend_args,
+        )
         if file_client_args or not isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
             super().save_checkpoint(out_dir, filename, **options)
             return
@@ -203,6 +215,13 @@ class SwinV2Runner(Runner):
         with contextlib.suppress(OSError):  # not all file systems do that for a folder
             _sync(out_dir)
         self.outdated.pop(path, None)
+
+
+def _rename(weights, pattern, by):
+    """Rename weights in place, in their order, as mmengine's ``revise_keys`` ask."""
+    renamed = {re.sub(pattern, by, name): value for name, value in weights.items()}
+    weights.clear()
+    weights.update(renamed)
 
 
 @contextlib.contextmanager
@@ -260,6 +279,8 @@ class _LateRemoval:
         self._outdated = outdated
 
     def __getattr__(self, name):
+        if name == '_backend':  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._backend, name)
 
     def remove(self, path):

@@ -49,7 +49,8 @@ def number_batches(loader: DataLoader, seeds: tuple[int, int], first: int, skip:
         endless (bool): whether the loader starts again at the end of the data.
     """
     object.__setattr__(loader, 'batch_sampler', NumberedBatches(loader.batch_sampler, first, skip, endless))
-    loader.dataset.__getitems__ = SeededSamples(loader.dataset, seeds)
+    if hasattr(loader.dataset, '__dict__'):  # a list, which has none, draws no random numbers
+        loader.dataset.__getitems__ = SeededSamples(loader.dataset, seeds)
 
 
 class _Batch(list):
@@ -75,6 +76,8 @@ class NumberedBatches:
         self.endless = endless
 
     def __getattr__(self, name):
+        if name == 'batches':  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self.batches, name)
 
     def __len__(self) -> int:
@@ -113,12 +116,19 @@ class SeededSamples:
 
     def __init__(self, dataset: Dataset, seeds: tuple[int, int]):
         self.dataset = dataset
+        self.load_batch = getattr(dataset, '__getitems__', None)
         self.seeds = seeds
 
     def __call__(self, batch: Sequence[int]) -> list:
+        if self.load_batch is not None:  # the data set loads its batches itself
+            self._seed(getattr(batch, 'number', None), 0)
+            return self.load_batch(batch)
         return [self._load(index, getattr(batch, 'number', None), place) for place, index in enumerate(batch)]
 
     def _load(self, index, number, place):
-        if number is not None:  # of another loader of the same data
-            seed_generators(*self.seeds, number, place, seed_torch=torch.default_generator.manual_seed)
+        self._seed(number, place)
         return self.dataset[index]
+
+    def _seed(self, number, place):
+        if number is not None:  # else of another loader of the same data
+            seed_generators(*self.seeds, number, place, seed_torch=torch.default_generator.manual_seed)

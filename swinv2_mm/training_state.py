@@ -61,10 +61,18 @@ def check_training_state(
             wrappers, states = _by_name(optim_wrapper, checkpoint.get('optimizer'), 'optimizer')
             for name, wrapper in wrappers.items():
                 _check_optimizer(states[name], wrapper.optimizer, started=meta['iter'] > 0)
+            held, saved = sum(len(state['state']) for state in states.values()), meta.get('num_optimizer_states')
+            _require(saved in (None, held), f'its optimizer has {held} states, and was saved with {_short(saved)}')
         if param_schedulers is not False:
             ours, theirs = _by_name(param_schedulers, checkpoint.get('param_schedulers'), 'param_schedulers')
             for name, schedulers in ours.items():
                 _check_schedulers(theirs[name], schedulers)
+
+
+def count_states(optim_wrapper: OptimWrapper | OptimWrapperDict) -> int:
+    """For how many parameters an optimizer has a state, by which a checkpoint shows that none got lost."""
+    wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+    return sum(len(wrapper.optimizer.state) for wrapper in wrappers)
 
 
 @contextlib.contextmanager
@@ -175,7 +183,7 @@ def _check_schedulers(saved, schedulers):
     counts = len(saved), len(schedulers)
     _require(counts[0] == counts[1], f'it has {counts[0]} parameter schedulers, and this config makes {counts[1]}')
     for i, state in enumerate(saved):
-        for name, least in (('last_step', -1), ('_global_step', 0)):  # -1 is of one whose turn is later
+        for name, least in (('last_step', -1), ('_global_step', 0)):  # -1: a scheduler that has not begun
             value = state.get(name) if isinstance(state, Mapping) else None
             whole = isinstance(value, int) and value >= least
             _require(whole, f'{name} of its parameter scheduler {i} is {_short(value)} and not {least} or more')

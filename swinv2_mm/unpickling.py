@@ -54,7 +54,7 @@ OPCODES = re.findall(  # that do what they always do: put plain values onto the 
 )
 PLAIN_PICKLE = 'a plain pickle'
 PLAIN = (str, bytes, int, float, bool, type(None))  # what keys are
-MAX_GUESSABLE_KEYS = 10_000  # whose hashes a file can make collide, so that a dict of n of them takes n * n steps
+MAX_GUESSABLE_KEYS = 5_000  # whose hashes a file can make collide, so that a dict of n of them takes n * n steps
 MAX_EXPANSION = 16, 2**20  # elements of a tensor, over those in the file, and that are always allowed
 TENSOR_NAME = re.compile(r'torch\._(utils|tensor)\._rebuild|torch\.Tensor')
 
@@ -88,8 +88,8 @@ def load(path: str | os.PathLike, allowed: Mapping[str, Any]) -> tuple[Any, dict
 
     Returns:
         tuple: what the file holds, and the classes and functions by the places where it holds another, as
-        ``{'meta/path': 'pathlib.PosixPath'}``. An item of a dict or set, and an attribute, of such a kind is left out,
-        one of a list is None.
+        ``{'meta/path': 'pathlib.PosixPath'}``. Such an item of a dict or set, or attribute, is removed; in a list it
+        becomes None.
 
     Raises:
         pickle.UnpicklingError: the file is damaged or no such file; or it is all of another class, or a weight is, or

@@ -380,7 +380,7 @@ def test_a_mistake_costs_one_line_and_exit_code_2(tool, monkeypatch, capsys, arg
         (dict(type='ResNet', depth=50), "is 'ResNet', not SwinTransformerV2"),
         (dict(type='SwinTransformerV2', drop_rate=0.1), 'without dropout'),
         (dict(type='SwinTransformerV2', attn_drop_rate=0.1), 'without dropout'),
-        (dict(type='SwinTransformerV2', windows=8), 'windows: window_size'),
+        (dict(type='SwinTransformerV2', windows=8), 'windows is window_size'),
     ],
 )
 def test_a_config_of_another_backbone_is_refused(tool, monkeypatch, capsys, tmp_path, backbone, message):

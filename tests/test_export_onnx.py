@@ -169,7 +169,7 @@ def test_a_file_for_one_batch_agrees_with_other_position_biases(run, configs, tr
         (('--part', 'neck', '--cfg-options', 'model.neck.conv_cfg.type=DCNv2'), 'FPN has ModulatedDeformConv2dPack'),
         (('--cfg-options', 'model.backbone.arch=giant'), 'an ONNX file holds 2 GiB at most'),
         (('--cfg-options', 'model.backbone.type=ResNet'), 'backbone ResNet of'),
-        (('--cfg-options', 'model.backbone.window=4'), 'window: window_size'),
+        (('--cfg-options', 'model.backbone.window=4'), 'window is window_size'),
     ],
 )
 def test_what_can_not_be_exported_is_one_line_at_once(fails, configs, tmp_path, monkeypatch, flags, says):

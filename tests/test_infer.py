@@ -461,9 +461,21 @@ def test_a_bomb_is_skipped_before_it_is_decoded(infer, monkeypatch, tmp_path):
     path.write_bytes(bomb(60000, 50000))
     assert path.stat().st_size < 1e6
     monkeypatch.setattr(PngImageFile, 'load', None)
-    limit = infer.parse_args(['c', 'x', 'i', '--out', 'o']).max_pixels
     with pytest.raises(ValueError, match=r'its 60000 x 50000 pixels are more than --max-pixels 50000000'):
-        infer.check_whole(path, limit)
+        infer.check_whole(path, infer.MAX_PIXELS)
+
+
+def test_a_segmentor_takes_as_many_pixels_as_fit_into_the_memory(infer, segmentor, monkeypatch):
+    cfg = infer.launch.load_config(segmentor[0])
+    monkeypatch.setattr(infer.os, 'sysconf', {'SC_PHYS_PAGES': 2**20, 'SC_PAGE_SIZE': 2**12}.get)  # 4 GiB
+    assert infer.pixels_that_fit(cfg, 128, 'cpu') == 2**30 // 512
+    assert infer.pixels_that_fit(cfg, 1, 'cpu') == infer.MAX_PIXELS
+
+
+@pytest.mark.parametrize('meta', [7, 'x', {'dataset_meta': 7}, {'dataset_meta': {'classes': None, 'palette': []}}])
+def test_a_checkpoint_whose_classes_are_damaged_is_one_line(fails, detector, photos, tmp_path, meta):
+    torch.save({**torch.load(detector[1], weights_only=False), 'meta': meta}, tmp_path / 'x.pth')
+    assert 'lists no classes' in fails(detector[0], tmp_path / 'x.pth', photos, '--out', tmp_path / 'out')
 
 
 def test_images_are_found_by_file_folder_and_pattern(infer, tmp_path):
@@ -623,7 +635,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(fails, detector, photos
     assert 'nowhere.pth does not exist' in fails(config, 'nowhere.pth', photos, '--out', out)
     assert f'no image at {tmp_path}/*.jpg' in fails(*detector, f'{tmp_path}/*.jpg', '--out', out)
     torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'other.pth')
-    assert 'other.pth: backbone: it holds none' in fails(config, tmp_path / 'other.pth', photos, '--out', out)
+    assert 'are loaded by --checkpoint' in fails(config, tmp_path / 'other.pth', photos, '--out', out)
     options = ('--cfg-options', 'model.backbone.window_size=0')
     assert 'window_size must be ints of at least 1 token' in fails(*detector, photos, '--out', out, *options)
     for device in ('gpu', 'cuda:99'):

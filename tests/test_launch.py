@@ -153,7 +153,7 @@ def test_missing_data_names_the_path_and_the_flag(fails, tmp_path):
         ('model.backbone.window_size=(8,8)', r'window_size must be an int or 4 ints, one per stage, got \(8, 8\)'),
         ('model.backbone.window_size=0', 'window_size must be ints of at least 1 token, got 0'),
         ('model.backbone.out_indices=(2,4)', r'out_indices must be increasing stages out of 0 to 3, got \(2, 4\)'),
-        ('model.backbone.windows=8', 'has other names for its arguments. windows: window_size'),
+        ('model.backbone.windows=8', 'calls its arguments otherwise: windows is window_size'),
     ],
 )
 def test_a_wrong_backbone_argument_ends_before_anything_is_written(fails, shapes, tmp_path, option, message):

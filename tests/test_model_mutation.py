@@ -55,7 +55,13 @@ class Run:
         hub.update_scalar('train/loss', 2.5)
         return copy.deepcopy(
             {
-                'meta': {'epoch': 0, 'iter': 3, 'seed': 0, 'dataset_meta': {'classes': ('a', 'b', 'c')}},
+                'meta': {
+                    'epoch': 0,
+                    'iter': 3,
+                    'seed': 0,
+                    'num_optimizer_states': len(self.optimizer.state),
+                    'dataset_meta': {'classes': ('a', 'b', 'c')},
+                },
                 'state_dict': self.model.state_dict(),
                 'message_hub': hub.state_dict(),
                 'optimizer': self.wrapper.state_dict(),
@@ -141,6 +147,7 @@ def damage_optimizer(draw, file):
     draw.choice(
         (
             lambda: entry.pop(key),
+            lambda: state.pop(draw.choice(list(state))),
             lambda: entry.update({key: entry[key].flatten()[:0]}) if key != 'step' else entry.pop(key),
             lambda: entry.update({key: torch.full_like(entry[key], math.nan)}),
             lambda: entry.update({key: None}),

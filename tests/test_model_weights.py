@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from mmengine.model import BaseModel, BaseTTAModel
 from torch import nn
 
 from swinv2_mm import CheckpointError, SwinTransformerV2
@@ -42,7 +43,7 @@ def assert_same(model, state_dict):
 
 
 @pytest.mark.parametrize('transfer', [False, True])
-@pytest.mark.parametrize('wrapped', ['state_dict', 'bare', 'module.', 'model'])
+@pytest.mark.parametrize('wrapped', ['state_dict', 'bare', 'module.', 'model', 'model.'])
 def test_all_weights_are_loaded(build, trained, transfer, wrapped):
     state_dict, model = trained['state_dict'], build()
     file = {
@@ -50,11 +51,15 @@ def test_all_weights_are_loaded(build, trained, transfer, wrapped):
         'bare': state_dict,
         'module.': {'state_dict': {f'module.{name}': value for name, value in state_dict.items()}},
         'model': {'model': state_dict},
+        'model.': {'state_dict': {'loss.weight': torch.ones(1)} if transfer else {}},  # as of Lightning
     }[wrapped]
+    if wrapped == 'model.':
+        file['state_dict'].update({f'model.{name}': value for name, value in state_dict.items()})
     report = load_model(model, file, 'run.pth', transfer=transfer)
     assert_same(model, state_dict)
     assert set(report.loaded) == set(state_dict)
-    assert report.converted == report.left_out == report.initial == {}
+    assert report.converted == report.initial == {}
+    assert set(report.left_out) == ({'loss.weight'} if transfer and wrapped == 'model.' else set())
     assert str(report).startswith('Loaded run.pth into Model\n  loaded ')
 
 
@@ -113,7 +118,7 @@ def test_a_file_without_weights_is_refused(build, file):
 
 def test_a_backbone_alone_is_told_what_it_is_for(build, trained):
     backbone = {name[9:]: value for name, value in trained['state_dict'].items() if name.startswith('backbone.')}
-    with pytest.raises(CheckpointError, match=r'backbone: it holds none; .* are loaded by --checkpoint'):
+    with pytest.raises(CheckpointError, match=r'it lacks backbone\.\S+ and .* are loaded by --checkpoint'):
         load_model(build(), {'state_dict': backbone}, 'run.pth', transfer=True)
 
 
@@ -165,7 +170,7 @@ def test_a_transfer_without_the_backbone_is_allowed_by_its_name(build, trained):
     heads = {name: value for name, value in trained['state_dict'].items() if not name.startswith('backbone.')}
     model = build()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(CheckpointError, match='backbone: it holds none'):
+    with pytest.raises(CheckpointError, match=r'it lacks backbone\.'):
         load_model(model, {'state_dict': heads}, 'run.pth', transfer=True)
     load_model(model, {'state_dict': heads}, 'run.pth', transfer=True, allow_missing=['backbone'])
     assert_same(model, {**before, **heads})
@@ -274,3 +279,81 @@ def test_two_backbones_of_a_model_get_weights_of_their_own(randomize):
     source, model = pair(), pair()
     load_model(model, {'state_dict': source.state_dict()}, 'run.pth')
     assert_same(model, source.state_dict())
+
+
+# ---------------------------------------------------------------- the hosts
+
+
+class TTA(BaseTTAModel):
+    def merge_preds(self, data_samples_list):
+        return data_samples_list
+
+
+class Detector(BaseModel, Model):
+    def __init__(self):
+        BaseModel.__init__(self)
+        model = Model()
+        self.backbone, self.head = model.backbone, model.head
+        self.register_buffer('ranges', model.ranges)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return inputs
+
+
+def test_a_model_is_loaded_within_its_test_time_augmentation(trained):
+    augmented = TTA(Detector())
+    load_model(augmented, trained, 'run.pth')
+    assert_same(augmented.module, trained['state_dict'])
+
+
+class Semi(nn.Module):
+    """A teacher and a student that take the weights of one model, as mmdet's semi-supervised detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher, self.student = Model(), Model()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if not any(name.startswith(('teacher.', 'student.')) for name in state_dict):
+            for name, value in list(state_dict.items()):
+                state_dict.update({f'teacher.{name}': value, f'student.{name}': value})
+                del state_dict[name]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def test_a_model_that_renames_its_weights_is_loaded_whole_all_the_same(build, trained, randomize):
+    model = randomize(Semi())
+    load_model(model, trained, 'run.pth', transfer=True)
+    for part in (model.teacher, model.student):
+        assert_same(part, trained['state_dict'])
+    model = randomize(Semi())
+    before = copy.deepcopy(model.state_dict())
+    del trained['state_dict']['backbone.layers.0.blocks.0.mlp.fc1.weight']
+    with pytest.raises(
+        CheckpointError, match=r'it lacks teacher\.backbone\.layers\.0\.blocks\.0\.mlp\.fc1\.weight and 1 more'
+    ):
+        load_model(model, trained, 'run.pth', transfer=True)
+    assert_same(model, before)
+
+
+def test_what_users_add_to_the_backbone_is_theirs(randomize):
+    """PyTorch's own loading is as strict as it is asked to be."""
+    backbone = randomize(SwinTransformerV2(ARCH, window_size=4))
+    weights = backbone.state_dict()
+    extra = {**weights, 'adapter.bn.num_batches_tracked': torch.tensor(3), 'head.weight': torch.ones(1)}
+    other = SwinTransformerV2(ARCH, window_size=4)
+    assert set(other.load_state_dict(extra, strict=False).unexpected_keys) == set(extra) - set(weights)
+    assert_same(other, weights)
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"head\.weight"'):
+        other.load_state_dict(extra)
+
+    class Counting(SwinTransformerV2):
+        def get_extra_state(self):
+            return {'calls': 3}
+
+        def set_extra_state(self, state):
+            self.calls = state['calls']
+
+    counting = Counting(ARCH, window_size=4)
+    counting.load_state_dict(Counting(ARCH, window_size=4).state_dict())
+    assert counting.calls == 3

@@ -6,7 +6,7 @@ import pytest
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.arch import ARCHS
-from swinv2_mm.other_names import ELSEWHERE
+from swinv2_mm.other_names import OUR_NAMES
 
 OURS = set(inspect.signature(SwinTransformerV2).parameters)
 
@@ -14,15 +14,15 @@ OURS = set(inspect.signature(SwinTransformerV2).parameters)
 def test_all_of_them_are_named_in_one_line():
     with pytest.raises(TypeError) as error:
         SwinTransformerV2('t', in_chans=3, img_size=256, use_checkpoint=True, pretrained='a.pth', colour='red')
-    start, *told = str(error.value).replace('. ', '; ', 1).split('; ')
-    assert start == 'SwinTransformerV2 has other names for its arguments'
+    start, *told = str(error.value).replace(': ', '; ', 1).split('; ')
+    assert start == 'SwinTransformerV2 calls its arguments otherwise'
     assert told == [
-        'in_chans: in_channels',
-        'img_size: leave it out, images may have any size',
-        'use_checkpoint: with_cp',
-        "pretrained: init_cfg=dict(type='Pretrained', checkpoint=PATH_OR_URL)",
-        'colour: there is no such argument',
-        "arch='t': arch='tiny'",
+        'in_chans is in_channels',
+        'img_size is not needed, images may have any size',
+        'use_checkpoint is with_cp',
+        "pretrained is init_cfg=dict(type='Pretrained', checkpoint=PATH_OR_URL)",
+        'colour is unknown',
+        "arch='t' is arch='tiny'",
     ]
 
 
@@ -38,7 +38,7 @@ def test_all_of_them_are_named_in_one_line():
     ],
 )
 def test_the_short_name_of_an_arch_is_told(arch, full):
-    with pytest.raises(ValueError, match=rf"other names for its arguments\. arch='{arch}': arch='{full}'$"):
+    with pytest.raises(ValueError, match=rf"calls its arguments otherwise: arch='{arch}' is arch='{full}'$"):
         SwinTransformerV2(arch)
 
 
@@ -48,10 +48,10 @@ def test_a_name_that_is_no_arch_is_still_an_error_of_its_own():
 
 
 def test_no_argument_of_ours_is_said_to_have_another_name():
-    assert not OURS & set(ELSEWHERE)
-    for here in ELSEWHERE.values():
+    assert not OURS & set(OUR_NAMES)
+    for here in OUR_NAMES.values():
         named = here.partition('=')[0].partition(',')[0]
-        assert named in OURS or here.startswith(('leave it out, ', 'a field of the dict arch')), here
+        assert named in OURS or here.startswith(('not needed, ', 'a field of the dict arch')), here
 
 
 def test_arguments_of_other_libraries_are_known(libraries):
@@ -61,4 +61,4 @@ def test_arguments_of_other_libraries_are_known(libraries):
     computed = {'hidden_size', 'encoder_stride', 'stage_names', 'device', 'dtype'}
     config = set(vars(transformers.Swinv2Config())) - set(vars(transformers.PreTrainedConfig())) - computed
     theirs |= {name for name in config if not name.startswith('_')}
-    assert theirs - OURS <= set(ELSEWHERE), theirs - OURS - set(ELSEWHERE)
+    assert theirs - OURS <= set(OUR_NAMES), theirs - OURS - set(OUR_NAMES)

@@ -30,7 +30,7 @@ import swinv2_mm.runner
 from swinv2_mm import CheckpointError
 from swinv2_mm.files import read_checkpoint
 from swinv2_mm.runner import SwinV2Runner
-from swinv2_mm.seeding import NumberedBatches
+from swinv2_mm.seeding import NumberedBatches, number_batches
 from swinv2_mm.training_state import check_training_state
 
 ROOT = Path(__file__).parents[1]
@@ -428,10 +428,12 @@ def put(checkpoint, place, value):
 def test_damage_to_the_training_state_is_found_before_it_is_used(state):
     checkpoint, runner = state
     check_training_state(checkpoint, 'x.pth', runner.optim_wrapper, runner.param_schedulers)
+    assert checkpoint['meta']['num_optimizer_states'] == 2
     adam = ('optimizer', 'state', 0)
     nan = torch.full((3, 4), torch.nan, dtype=torch.float64)
     for place, value, reason in [
         (('meta',), 'del', 'its meta is None and no dict'),
+        (adam, 'del', 'its optimizer has 1 states, and was saved with 2'),
         (('meta', 'iter'), -1, 'its iter is -1 and not 0 or more'),
         (('meta', 'epoch'), 1.5, 'its epoch is 1.5'),
         (('meta', 'iter'), True, 'its iter is True'),
@@ -469,6 +471,7 @@ def test_the_states_of_several_optimizers_are_checked(state):
     wrappers = OptimWrapperDict(a=runner.optim_wrapper, b=runner.optim_wrapper)
     schedulers = dict(a=runner.param_schedulers, b=runner.param_schedulers)
     both = dict(checkpoint, optimizer=wrappers.state_dict(), param_schedulers=dict(a=[{}], b=[{}]))
+    both['meta'] = dict(checkpoint['meta'], num_optimizer_states=4)
     both['param_schedulers'] = {name: [one.state_dict() for one in of] for name, of in schedulers.items()}
     check_training_state(both, 'x.pth', wrappers, schedulers)
     with pytest.raises(CheckpointError, match='its optimizer is not of a, b'):
@@ -484,7 +487,7 @@ def test_optimizers_without_a_state_are_resumed(state):
         optimizer = torch.optim.SGD(runner.model.parameters(), 0.1, momentum=momentum)
         runner.model.layer(torch.ones(1, 4).double()).sum().backward()
         optimizer.step()
-        held = dict(checkpoint, optimizer=optimizer.state_dict())
+        held = dict(checkpoint, optimizer=optimizer.state_dict(), meta=dict(epoch=0, iter=1))
         check_training_state(held, 'x.pth', OptimWrapper(optimizer), False)
 
 
@@ -601,3 +604,38 @@ sys.stdin.read()
 def test_a_folder_that_cannot_be_made_is_one_line():
     with pytest.raises(ValueError, match='/dev/null/run cannot be written to: Not a directory: name another folder'):
         launch.lock_work_dir('/dev/null/run')
+
+
+def test_what_the_hosts_do_with_a_runner_still_works(build, tmp_path):
+    """Loops and data of their own, copies of loaders, names that are revised, a folder with another file."""
+    torch.save({'state_dict': {'w': torch.ones(1)}}, tmp_path / 'pretrained.pth')
+    runner = build(length=2, seed=0, sampler='DefaultSampler')
+    runner._resume = True  # and there is no checkpoint of a run
+    runner.train()
+    assert runner.iter == 2
+    copied = copy.deepcopy(runner.train_dataloader)
+    assert len(copied.batch_sampler) == len(runner.train_dataloader.batch_sampler)
+    for hook in runner.hooks:
+        copy.deepcopy(hook)
+    held = read_checkpoint(tmp_path / 'iter_2.pth')
+    held['state_dict'] = {f'net.{name}': value for name, value in held['state_dict'].items()}
+    torch.save(held, tmp_path / 'other.pth')
+    other = build(seed=1)
+    other.load_checkpoint(str(tmp_path / 'other.pth'), revise_keys=[(r'^net\.', '')])
+    assert torch.equal(other.model.layer.weight, runner.model.layer.weight)
+
+
+def test_data_that_loads_its_batches_itself_or_is_a_list_is_seeded_as_far_as_it_goes():
+    class Batched(list):
+        def __getitems__(self, indices):
+            return [(index, random.random()) for index in indices]
+
+    for data in (Batched(range(6)), list(range(6))):
+        loaded = []
+        for _ in range(2):
+            loader = DataLoader(data, batch_size=2, collate_fn=list)
+            number_batches(loader, (0, 0), first=0, skip=0, endless=False)
+            loaded.append(list(loader))
+            if isinstance(data, Batched):
+                del data.__getitems__
+        assert loaded[0] == loaded[1] and len(loaded[0]) == 3

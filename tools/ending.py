@@ -85,7 +85,8 @@ def _end_children():
     for child in children:
         child.terminate()
     for child in children:
-        child.join()
+        child.join(5)
+        child.kill()
 
 
 _main = getattr(sys.modules['__main__'], '__file__', None)

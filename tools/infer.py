@@ -203,7 +203,11 @@ def test_dataset(cfg: Config) -> ConfigDict:
 
 def class_meta(cfg: Config, checkpoint: dict) -> dict:
     """The classes and the palette of what the model was trained on, or else of the config's test data set."""
-    saved = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    meta = checkpoint.get('meta') or {}
+    saved = (meta.get('dataset_meta') or {}) if isinstance(meta, dict) else meta
+    classes = saved.get('classes', ()) if isinstance(saved, dict) else None
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f'the checkpoint is damaged: its dataset_meta is {str(saved)[:80]}, and lists no classes')
     if {'classes', 'palette'} <= saved.keys():
         return saved
     dataset = dict(test_dataset(cfg), pipeline=[], lazy_init=True)  # reads no data
@@ -257,11 +261,13 @@ def folders(top: str) -> Iterator[str]:
     for start in tops:  # grows
         for folder, below, _ in os.walk(start):
             real = os.path.realpath(folder)
-            below[:] = [name for name in sorted(below) if name[0] != '.' and real not in seen]
+            if real in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            below[:] = [name for name in sorted(below) if name[0] != '.']
             tops += filter(os.path.islink, (os.path.join(folder, name) for name in below))
-            if real not in seen:
-                seen.add(real)
-                yield folder
+            yield folder
 
 
 def is_image(path: str, out: str) -> bool:
@@ -436,7 +442,7 @@ def predict(model: nn.Module, batch: list[Prepared], skipped: dict[Path, str]) -
     try:
         samples = model.test_step(pseudo_collate([item.data for item in batch]))
         return list(zip(batch, samples))
-    except Exception as error:  # of the model, or of memory
+    except Exception as error:  # such as out of memory
         if len(batch) == 1:
             skipped[batch[0].path] = f'the model fails: {describe(error)}'
             return []
@@ -504,7 +510,7 @@ def infer(
                     found = write(item.name, item.image, sample.cpu())
                 except OSError:
                     raise
-                except Exception as error:  # of memory
+                except Exception as error:  # such as out of memory
                     skipped[item.path] = describe(error)
                     continue
                 if is_detector:

@@ -117,7 +117,7 @@ def unwritten(error):
 
 
 def full_disk(error, work_dir):
-    """The same of an error in the work dir, where mmengine writes. Raises any other error again."""
+    """Say that the work dir, where mmengine writes, is full; raise any other error again."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise error
     return f'{work_dir} cannot be written: {error.strerror}'
@@ -142,7 +142,7 @@ def main():
         runner.test()
     except OSError as error:  # of mmengine, which writes metrics to the work dir after it has shown them
         problems.append(full_disk(error, cfg.work_dir))
-    if predictions:
+    if args.out and is_main_process():
         try:
             with whole(Path(args.out)) as partial, partial.open('wb') as file:
                 pickle.dump(predictions, file)

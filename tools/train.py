@@ -78,7 +78,8 @@ def main():
     except CheckpointError as error:
         sys.exit(launch.bad_input(error))
     except KeyboardInterrupt as end:
-        end.args = ('continue with --resume',)
+        if any(Path(cfg.work_dir).glob('*.pth')):
+            end.args = ('continue with --resume',)
         raise
 
 

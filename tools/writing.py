@@ -42,7 +42,11 @@ def check_file(path: Path, flag: str) -> None:
 
 
 def check_folder(folder: Path, flag: str) -> None:
-    """The same for files in a folder."""
+    """Check by use that files can be made in a folder, and make it.
+
+    Raises:
+        ValueError: they can't be; the message names the flag that asks for it.
+    """
     _check(folder, f'{flag} {folder}')
 
 
