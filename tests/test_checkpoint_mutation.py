@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from draws import DRAWS
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -544,7 +545,9 @@ MUTATIONS = (
 
 def test_a_mutated_checkpoint_loads_whole_or_not_at_all():
     outcomes = Counter()
-    examples = 1000 if sys.version_info >= (3, 9) else 1600  # the last hypothesis for 3.8 draws fewer that load
+    examples = (
+        DRAWS * 1000 if sys.version_info >= (3, 9) else DRAWS * 1600
+    )  # the last hypothesis for 3.8 draws fewer that load
 
     @settings(max_examples=examples)
     @given(st.data())
@@ -714,7 +717,7 @@ def test_a_damaged_file_loads_whole_or_not_at_all(tmp_path):
         for name in FILES:
             contents[layout, name] = write(layout, tmp_path / name)
 
-    @settings(max_examples=300)
+    @settings(max_examples=300 * DRAWS)
     @given(st.data())
     def check(data):
         draw = data.draw
