@@ -20,19 +20,8 @@ from .position_bias import log_spaced_coordinates
 
 # Averaged weights first; mmengine's EMA hook saves them as state_dict, and the plain ones as ema_state_dict.
 AVERAGED = 'state_dict_ema', 'model_ema', 'ema_model', 'params_ema', 'ema'
-PLAIN = (
-    'model',
-    'module',
-    'model_state_dict',
-    'model_state',
-    'net',
-    'network',
-    'backbone',
-    'encoder',
-    'weights',
-    'params',
-)
-WRAPPERS = (*AVERAGED, 'state_dict', 'ema_state_dict', *PLAIN)
+OF_TRAINING_LOOPS = 'model_state_dict', 'model_state', 'net', 'network', 'backbone', 'encoder', 'weights', 'params'
+WRAPPERS = (*AVERAGED, 'state_dict', 'ema_state_dict', 'model', 'module', *OF_TRAINING_LOOPS)
 MAX_BACKBONES = 50  # in a file: each is looked for among all names
 SIMMIM = 'for SimMIM pre-training'
 COMPUTED = 'computed anew'
