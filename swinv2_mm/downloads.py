@@ -17,10 +17,20 @@ from urllib.parse import urlsplit
 
 import torch
 from mmengine.logging import print_log
+from mmengine.runner import checkpoint as mmengine_checkpoint
 
 TIMEOUT = 30  # seconds without an answer
 HASH_IN_NAME = re.compile(r'-(?!\d+\.)([0-9a-f]{8,64})\.\w+$')  # digits alone are a date or a number of iterations
 LOCK = '.lock'
+
+
+TABLES = {  # of the checkpoints that mmengine has names for, by what stands before ``://``
+    'torchvision': mmengine_checkpoint.get_torchvision_models,
+    'modelzoo': mmengine_checkpoint.get_torchvision_models,
+    'open-mmlab': mmengine_checkpoint.get_external_models,
+    'openmmlab': mmengine_checkpoint.get_external_models,
+    'mmcls': mmengine_checkpoint.get_mmcls_models,
+}
 
 
 class DownloadError(Exception):
@@ -58,6 +68,23 @@ def download(url: str, check: Callable[[str], object]) -> str:
     except (OSError, HTTPException, UnicodeError) as error:
         raise DownloadError(str(error) or type(error).__name__) from error
     return str(path)
+
+
+def named_by_mmengine(source: str) -> str:
+    """The URL or path that mmengine has a name for, as ``torchvision://swin_v2_t``; any other source as it is.
+
+    Raises:
+        DownloadError: it has no such name.
+    """
+    scheme, _, name = source.partition('://')
+    if scheme not in TABLES:
+        return source
+    name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
+    found = TABLES[scheme]().get(name)
+    if found is None:
+        raise DownloadError('mmengine knows no such name')
+    # The private function is the same from mmengine 0.8.0 to 0.10.7.
+    return found if '://' in found else os.path.join(mmengine_checkpoint._get_mmengine_home(), found)
 
 
 def cached_path(url: str) -> Path:

@@ -17,7 +17,7 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 
 from . import unpickling
-from .downloads import DownloadError, download
+from .downloads import DownloadError, download, named_by_mmengine
 
 SHARD = re.compile(r'(-\d{5}-of-(?!00001)\d{5}\.\w+|\.index\.json)$')  # of transformers
 SUFFIXES = ('.safetensors', '.pth', '.bin')  # that we write; .bin is what transformers calls a .pth
@@ -51,8 +51,9 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
     """Read a checkpoint file onto the CPU without running any code from it.
 
     Args:
-        source (str): a path, or a URL, which is downloaded to the cache of `torch.hub` once. Whether the file is of
-            PyTorch or of safetensors is told by what it holds.
+        source (str): a path, or a URL, which is downloaded to the cache of `torch.hub` once, or mmengine's name for
+            one, as ``torchvision://swin_v2_t``. Whether the file is of PyTorch or of safetensors is told by what it
+            holds.
 
     Returns:
         dict: the tensors, arrays, plain values and containers of the file, with training settings and what mmengine
@@ -166,12 +167,15 @@ def _umask():
 
 
 def local_path(source: str | os.PathLike) -> str:
-    """The path of a checkpoint, which may be named by a URL, of http, https or file, or start with ``~``.
+    """The path of a checkpoint, which may be named by a URL, of http, https or file, by mmengine, or start with ``~``.
 
     Raises:
         CheckpointError: it can't be downloaded.
     """
-    path = os.fspath(source)
+    try:
+        path = named_by_mmengine(os.fspath(source))
+    except DownloadError as error:
+        raise CheckpointError(f'checkpoint {source}: {error}: pass a path or URL') from None
     if _is_url(path):
         return _download(path)
     if path.lower().startswith('file://'):

@@ -7,25 +7,16 @@ hands all of them to `read_checkpoint`, in every process that imports the packag
 
 from __future__ import annotations
 
-import os
-
 import yaml
 from mmengine.fileio import get_local_path, register_handler
 from mmengine.fileio.handlers import YamlHandler
 from mmengine.runner import CheckpointLoader
-from mmengine.runner import checkpoint as host
+from mmengine.runner import checkpoint as mmengine_checkpoint
 
+from .downloads import TABLES
 from .files import CheckpointError, read_checkpoint
 
-# Its private helpers are the same from mmengine 0.8.0 to 0.10.7.
 CEPH = r'(\S+\:)?s3://', r'(\S+\:)?petrel://'
-TABLES = {  # of the checkpoints that mmengine has names for
-    'torchvision': host.get_torchvision_models,
-    'modelzoo': host.get_torchvision_models,
-    'open-mmlab': host.get_external_models,
-    'openmmlab': host.get_external_models,
-    'mmcls': host.get_mmcls_models,
-}
 
 
 def register() -> None:
@@ -45,18 +36,10 @@ def load_from_source(filename: str, map_location=None) -> dict:
     Raises:
         CheckpointError: there is no such file or name, or it can't be read.
     """
-    scheme, _, name = filename.partition('://')
-    if scheme == 'pavi':
+    if filename.startswith('pavi://'):
         raise CheckpointError(f'checkpoint {filename}: this scheme is not read: download the file, and name that')
-    if scheme not in TABLES:
-        return _read(filename)
-    name = host.get_deprecated_model_names().get(name, name)
-    table = TABLES[scheme]()
-    if name not in table:
-        raise CheckpointError(f'checkpoint {filename}: mmengine knows no such name: pass a path or URL')
-    found = table[name]
-    checkpoint = _read(found if '://' in found else os.path.join(host._get_mmengine_home(), found))
-    return host._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
+    checkpoint = _read(filename)
+    return mmengine_checkpoint._process_mmcls_checkpoint(checkpoint) if filename.startswith('mmcls://') else checkpoint
 
 
 def load_from_ceph(filename: str, map_location=None) -> dict:

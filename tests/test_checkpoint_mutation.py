@@ -545,9 +545,8 @@ MUTATIONS = (
 
 def test_a_mutated_checkpoint_loads_whole_or_not_at_all():
     outcomes = Counter()
-    examples = (
-        DRAWS * 1000 if sys.version_info >= (3, 9) else DRAWS * 1600
-    )  # the last hypothesis for 3.8 draws fewer that load
+    # The last hypothesis for 3.8 draws fewer that load.
+    examples = DRAWS * (1000 if sys.version_info >= (3, 9) else 1600)
 
     @settings(max_examples=examples)
     @given(st.data())

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import enum
+import errno
 import fcntl
 import functools
 import hashlib
@@ -697,6 +698,31 @@ print(read_checkpoint({server.url + '/x.pth'!r})['w'][0].item())
     processes = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[0].split()[-1] for process in processes] == ['2.0'] * 3
     assert server.requests == ['/x.pth']
+
+
+def test_where_no_lock_holds_a_file_is_downloaded_all_the_same(server, tmp_path, monkeypatch):
+    def unsupported(*args):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, 'flock', unsupported)
+    serve(tmp_path, 'x.pth', 2.0)
+    other = cached_path(f'{server.url}/x.pth').with_name('x.pth.1.partial')  # of a process that downloads too
+    other.parent.mkdir(parents=True)
+    other.touch()
+    assert read_checkpoint(f'{server.url}/x.pth')['w'][0] == 2
+    assert cached(tmp_path) == ['x.pth', 'x.pth.1.partial']
+
+
+def test_a_file_that_others_downloaded_is_taken_if_it_has_the_hash_in_its_name(server, tmp_path):
+    (tmp_path / 'hub/checkpoints').mkdir(parents=True)
+    torch.save({'w': torch.ones(1)}, tmp_path / 'x.pth')
+    digest = hashlib.sha256((tmp_path / 'x.pth').read_bytes()).hexdigest()
+    there = tmp_path / f'hub/checkpoints/x-{digest}.pth'
+    (tmp_path / 'x.pth').rename(there)
+    assert read_checkpoint(f'{server.url}/{there.name}')['w'].tolist() == [1]
+    assert server.requests == []
+    there.write_bytes(there.read_bytes() + b' ')
+    assert 'HTTP Error 404' in error_of(read_checkpoint, f'{server.url}/{there.name}')
 
 
 def test_a_server_that_does_not_answer_is_given_up(tmp_path, monkeypatch):

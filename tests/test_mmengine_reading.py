@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
-from swinv2_mm import CheckpointError, mmengine_reading
+from swinv2_mm import CheckpointError, downloads, mmengine_reading
 from swinv2_mm.downloads import cached_path
 
 
@@ -68,7 +68,7 @@ def source(request, malicious, monkeypatch):
     url = request.getfixturevalue('url')
     if request.param == 'URL':
         return url
-    monkeypatch.setitem(mmengine_reading.TABLES, 'torchvision', lambda: {'neck': url})
+    monkeypatch.setitem(downloads.TABLES, 'torchvision', lambda: {'neck': url})
     return 'torchvision://neck'
 
 
@@ -98,14 +98,14 @@ def test_the_program_that_old_runs_saved_is_left_out(source):
 
 
 def test_a_deprecated_name_of_mmengine_is_still_one(malicious, monkeypatch):
-    monkeypatch.setitem(mmengine_reading.TABLES, 'open-mmlab', lambda: {'new': str(malicious[0])})
-    monkeypatch.setattr(mmengine_reading.host, 'get_deprecated_model_names', lambda: {'old': 'new'})
+    monkeypatch.setitem(downloads.TABLES, 'open-mmlab', lambda: {'new': str(malicious[0])})
+    monkeypatch.setattr(downloads.mmengine_checkpoint, 'get_deprecated_model_names', lambda: {'old': 'new'})
     assert 'state_dict' in CheckpointLoader.load_checkpoint('open-mmlab://old')
 
 
 @pytest.mark.parametrize('name', ['torchvision://nothing', 'open-mmlab://nothing', 'mmcls://nothing', 'pavi://nothing'])
 def test_a_name_that_nobody_knows_is_one_line(name, monkeypatch):
-    monkeypatch.setitem(mmengine_reading.TABLES, 'torchvision', dict)
+    monkeypatch.setitem(downloads.TABLES, 'torchvision', dict)
     with pytest.raises(CheckpointError, match=rf'^checkpoint {name}: [^\n]*$'):
         CheckpointLoader.load_checkpoint(name)
 

@@ -113,9 +113,8 @@ def cast(draw, file):
 
 
 def spoil(draw, file):
-    value = file['state_dict'][names(draw, file)]
-    if value.is_floating_point() and value.numel():
-        value.view(-1)[draw.randrange(value.numel())] = draw.choice((math.nan, math.inf, -math.inf))
+    value = draw.choice([value for value in file['state_dict'].values() if value.is_floating_point()])
+    value.view(-1)[draw.randrange(value.numel())] = draw.choice((math.nan, math.inf, -math.inf))
 
 
 def empty(draw, file):
@@ -334,8 +333,8 @@ def test_a_command_line_ends_with_one_line_where_a_checkpoint_is_damaged(
         code = ENTRIES[entry](str(tmp_path / 'run.pth'), load_tool=load_tool, shapes=shapes, tmp_path=folder)
         error = capfd.readouterr().err
         assert code in (0, 2) and 'Traceback' not in error, (damage.__name__, error)
-        if code == 0:  # a backbone that is whole may be transferred; some damages are none to what is taken
-            assert entry == 'load_from' or damage in (cast, spoil, lose_key, damage_meta), damage.__name__
+        if code == 0:  # a backbone that is whole may be transferred, and a cast to another precision is no damage
+            assert entry == 'load_from' or damage is cast, damage.__name__
         assert not list(folder.rglob('iter_2.pth')) or code == 0
 
 
