@@ -50,6 +50,16 @@ def fails(load_tool, monkeypatch, capsys):
     return fails
 
 
+@pytest.mark.parametrize('tool', ['train', 'test', 'infer'])
+@pytest.mark.parametrize('ending', ['yaml', 'yml'])
+def test_a_yaml_config_runs_no_code(fails, tmp_path, tool, ending):
+    path = tmp_path / f'config.{ending}'
+    path.write_text(f'default_scope: mmdet\nmodel: !!python/object/apply:os.system ["touch {tmp_path}/ran"]\n')
+    rest = {'train': [], 'test': ['x.pth'], 'infer': ['x.pth', 'x.jpg', '--out', tmp_path / 'out']}[tool]
+    assert fails(tool, path, *rest).startswith(f'error: config {path} cannot be read: could not determine a construct')
+    assert not (tmp_path / 'ran').exists()
+
+
 def test_the_front_door_is_the_host_recipe_with_another_backbone(tmp_path):
     cfg = launch.load_config(DET)
     host = tmp_path / 'host.py'

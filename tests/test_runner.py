@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import enum
 import errno
 import gc
 import itertools
@@ -639,3 +640,32 @@ def test_data_that_loads_its_batches_itself_or_is_a_list_is_seeded_as_far_as_it_
             if isinstance(data, Batched):
                 del data.__getitems__
         assert loaded[0] == loaded[1] and len(loaded[0]) == 3
+
+
+class Kind(enum.Enum):
+    DAY = 1
+
+
+def test_a_run_whose_metadata_holds_any_python_object_is_resumed(build, tmp_path):
+    """What is a plain value comes back, the rest is left out."""
+    runner = build(length=2, seed=0)
+    plain = dict(
+        byte=np.uint8(3),
+        flag=np.bool_(True),
+        half=np.float16(0.5),
+        text=np.str_('a'),
+        palette=np.eye(3, dtype=np.uint8),
+    )
+    for name, value in {**plain, 'path': Path('a'), 'kind': Kind.DAY}.items():
+        runner.message_hub.update_info(name, value)
+    runner.train()
+    resumed = build(length=3, seed=0)
+    resumed._load_from, resumed._resume = str(tmp_path / 'iter_2.pth'), True
+    resumed.train()
+    assert resumed.iter == 3
+    held = resumed.message_hub.runtime_info
+    assert {name: held[name] for name in ('byte', 'flag', 'half', 'text')} == {
+        n: plain[n] for n in plain if n != 'palette'
+    }
+    assert np.array_equal(held['palette'], plain['palette'])
+    assert not {'path', 'kind'} & set(held)
