@@ -12,7 +12,7 @@ import errno
 import itertools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import mmengine
@@ -25,6 +25,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, CheckpointLoader, IterBasedTrainLoop, Runner, find_latest_checkpoint
 from mmengine.utils import digit_version
 
+from .checkpoint import naming
 from .files import CheckpointError
 from .formats import unwrap
 from .launch import find_resume
@@ -154,7 +155,7 @@ class SwinV2Runner(Runner):
         filename: str,
         map_location: str | Callable = 'cpu',
         strict: bool = False,
-        revise_keys: Sequence[tuple[str, str]] = ((r'^module.', ''),),
+        revise_keys: Sequence[tuple[str, str]] = ((r'^module\.', ''),),
     ) -> dict:
         """Load the weights of a checkpoint, all or those that a transfer takes, onto the model's device.
 
@@ -163,8 +164,9 @@ class SwinV2Runner(Runner):
         """
         checkpoint = self._read(filename)
         self._ahead = (None, None)
-        if 'state_dict' not in checkpoint:  # which hooks expect
-            checkpoint = dict(state_dict=unwrap(checkpoint)[0])
+        if not isinstance(checkpoint.get('state_dict'), Mapping):  # which hooks expect
+            with naming(filename):
+                checkpoint = dict(state_dict=unwrap(checkpoint)[0])
         for pattern, by in revise_keys:
             _rename(checkpoint['state_dict'], pattern, by)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
@@ -219,7 +221,7 @@ class SwinV2Runner(Runner):
 
 def _rename(weights, pattern, by):
     """Rename weights in place, in their order, as mmengine's ``revise_keys`` ask."""
-    renamed = {re.sub(pattern, by, name): value for name, value in weights.items()}
+    renamed = {re.sub(pattern, by, str(name)): value for name, value in weights.items()}
     weights.clear()
     weights.update(renamed)
 
