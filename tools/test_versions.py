@@ -19,8 +19,8 @@ from install import ROOT, ensure_environment, processes_at_once, say
 
 TESTS = (
     'amp arch attention backbone backbone_reference backbone_training checkpoint checkpoint_mutation checkpoint_tools '
-    'compat compile distributed files formats linear mmengine_reading model_weights ops optim other_names position_bias '
-    'pretrained_windows registry unpickling windows'
+    'compat compile distributed files formats linear mmengine_reading model_weights ops optim other_names '
+    'position_bias pretrained_windows registry unpickling windows'
 )
 LIBRARIES = (  # of the tests, and of mmengine, which asks for opencv-python, which needs libGL
     'addict',
