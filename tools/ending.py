@@ -7,6 +7,7 @@ library alone, for some tools run before anything is installed.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import time
 
 WORDS = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}
 SILENT = 'SWINV2_MM_SILENT_END'  # environment variable of a tool that another one runs, which says the line
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal that a process gets when its parent dies
 TOGETHER = 3  # seconds: a terminal and a parent both send a signal, and users are impatient; one is enough
 
 _raised = float('-inf')  # when the last signal became an exception
@@ -76,6 +78,8 @@ def _leave_to_parent():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = lambda *_: None  # a thread that hands over tensors tells it of a tool that no longer listens
+    with contextlib.suppress(OSError, AttributeError):  # of Linux; else a killed tool may leave a worker that waits
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _end_children():
