@@ -70,7 +70,9 @@ def check(ended, tool, number, text=''):
 @BOTH
 @pytest.mark.parametrize('tool', TOOLS)
 def test_a_tool_that_imports_ends_in_one_line(end, tmp_path, tool, number):
-    (tmp_path / 'argparse.py').write_text("import time\nprint('importing', flush=True)\ntime.sleep(300)\n")
+    # Python notices a signal between two operations: one that comes right before a long sleep waits for its end.
+    busy = 'while True:\n    time.sleep(0.02)\n'
+    (tmp_path / 'argparse.py').write_text(f"import time\nprint('importing', flush=True)\n{busy}")
     env = {**ENV, 'PYTHONPATH': str(tmp_path)}
     code, err = end(number, f'tools/{tool}.py', when='importing', env=env)
     assert (code, err) == (128 + number, f'{tool}.py: {WORDS[number]}\n')
@@ -192,7 +194,8 @@ import ending, signal
 def main():
     try:
         print('started', flush=True)
-        time.sleep(300)
+        while True:
+            time.sleep(0.02)
     finally:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)

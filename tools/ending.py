@@ -17,6 +17,7 @@ WORDS = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}
 SILENT = 'SWINV2_MM_SILENT_END'  # environment variable of a tool that another one runs, which says the line
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal that a process gets when its parent dies
 TOGETHER = 3  # seconds: a terminal and a parent both send a signal, and users are impatient; one is enough
+PATIENCE = 30  # seconds that a child may take to tidy up, on a machine with other work
 
 _raised = float('-inf')  # when the last signal became an exception
 
@@ -89,7 +90,7 @@ def _end_children():
     for child in children:
         child.terminate()
     for child in children:
-        child.join(5)
+        child.join(PATIENCE)
         child.kill()
 
 
