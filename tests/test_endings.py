@@ -46,9 +46,9 @@ def end(tmp_path):
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
             code = process.wait(100)
             with pytest.raises(ProcessLookupError):
-                while time.monotonic() < deadline:  # what a killed process leaves ends at once, but not before it
+                while time.monotonic() < deadline:  # what it leaves to the system ends at once, but not before it
                     os.killpg(process.pid, 0)
-                    assert number == signal.SIGKILL
+                    time.sleep(0.02)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -131,7 +131,7 @@ import os, sys, time
 sys.path.insert(0, {str(ROOT / 'tools')!r})
 import ending
 def main():
-    if os.fork():
+    if not os.fork():
         print('forked', flush=True)
     time.sleep(300)
 ending.run(main)"""
@@ -152,7 +152,7 @@ ending.run(lambda: demo.run_side_by_side({{draw('a'): None, draw('b'): demo.Path
 
     class BothDraw(type(tmp_path)):
         def exists(self):
-            return len(list(self.glob('.draw_dataset_*/data/train2017/*.jpg'))) > 1 < len(list(self.iterdir()))
+            return len({path.parent for path in self.glob('.draw_dataset_*/data/train2017/*.jpg')}) > 1
 
     check(end(number, '-c', code, when=BothDraw(out)), 'demo', number)
     assert not list(out.iterdir())
