@@ -22,8 +22,6 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 TIMEOUT = 30  # seconds without an answer
 HASH_IN_NAME = re.compile(r'-(?!\d+\.)([0-9a-f]{8,64})\.\w+$')  # digits alone are a date or a number of iterations
 LOCK = '.lock'
-
-
 TABLES = {  # of the checkpoints that mmengine has names for, by what stands before ``://``
     'torchvision': mmengine_checkpoint.get_torchvision_models,
     'modelzoo': mmengine_checkpoint.get_torchvision_models,
@@ -56,15 +54,16 @@ def download(url: str, check: Callable[[str], object]) -> str:
     except ValueError as error:
         raise DownloadError(str(error)) from None
     try:
-        shared = Path(torch.hub.get_dir(), 'checkpoints', path.name)  # of others, whose names say no more than a hash
-        if not path.exists() and _has_hash_of_name(shared):
+        if path.exists():
+            return str(path)
+        shared = Path(torch.hub.get_dir(), 'checkpoints', path.name)  # where PyTorch and mmengine download to
+        if _has_hash_of_name(shared):  # else it may be another host's file of this name
             return str(shared)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(path.parents[1])
-            with _locked(path.parent):
-                if not path.exists():
-                    _fetch(url, path, check)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parents[1])
+        with _locked(path.parent):
+            if not path.exists():  # nobody downloaded it while we waited
+                _fetch(url, path, check)
     except (OSError, HTTPException, UnicodeError) as error:
         raise DownloadError(str(error) or type(error).__name__) from error
     return str(path)
@@ -142,7 +141,7 @@ def _locked(folder, wait=True):
 
 
 def _remove_leftovers(cache):
-    """Remove what killed downloads left: files beside the one that is wanted in folders that nobody has locked."""
+    """Remove what killed downloads left: partial files in folders that no process has locked."""
     for folder in {path.parent for path in cache.glob('*/*.partial')}:
         with suppress(OSError), _locked(folder, wait=False) as held:
             for path in folder.glob('*.partial') if held else ():

@@ -30,7 +30,6 @@ from .checkpoint import fit_pretrained
 from .files import CheckpointError, read_checkpoint
 from .model_weights import load_model, unwrapped
 
-_locks = []  # files that stay open while the process lives
 HOSTS = ('mmdet', 'mmseg')
 PREFIX_HELP = 'which backbone, where the file holds several: the start of its names, such as teacher'
 LAUNCHERS = {  # the variable that tells a process its rank, and what sets it
@@ -38,6 +37,8 @@ LAUNCHERS = {  # the variable that tells a process its rank, and what sets it
     'slurm': ('SLURM_PROCID', 'srun'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
 }
+
+_locks = []  # files that stay open while the process lives
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -572,7 +572,7 @@ FUNCTIONS = {
     'collections.Counter': _counter,
     'builtins.set': _set,
     'builtins.frozenset': _frozenset,
-    'collections.defaultdict': dict,
+    'collections.defaultdict': dict,  # made without its arguments
     'builtins.complex': _complex,
     'builtins.bytes': _bytes,
     'builtins.bytearray': _bytearray,

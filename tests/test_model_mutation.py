@@ -201,17 +201,10 @@ def tensors_of(file):
     return tensors
 
 
-def has_the_kind(value, own):
-    return value.is_floating_point() == own.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
-
-
-def is_whole(file, own):
-    """Whether a file has all weights of a model, and no other; a count that no forward pass uses may be missing."""
-    weights = tensors_of(file)
-    return set(own) - {'neck.1.num_batches_tracked'} <= set(weights) <= set(own) and all(
-        value.shape == own[name].shape and has_the_kind(value, own[name]) and bool(value.isfinite().all())
-        for name, value in weights.items()
-    )
+def is_good(value, own):
+    """Whether a tensor may take the place of one of a model, but for its shape."""
+    same_kind = value.is_floating_point() == own.is_floating_point()
+    return same_kind and not value.is_complex() and value.dtype != torch.bool and bool(value.isfinite().all())
 
 
 def assert_weights(model, expected):
@@ -219,44 +212,40 @@ def assert_weights(model, expected):
         assert torch.equal(value, expected[name].to(value.dtype)), name
 
 
-def check_strict(file, run, before):
-    whole = is_whole(file, before)
+def check_loading(file, run, before, whole, expected, transfer):
+    """Load a model, which must succeed if what it takes is whole, and change nothing else."""
     try:
-        load_model(run.model, file, 'run.pth')
+        load_model(run.model, file, 'run.pth', transfer=transfer)
     except CheckpointError as error:
         assert '\n' not in str(error)
         assert not whole, error
         assert_weights(run.model, before)
         return False
     assert whole
-    assert_weights(run.model, {**before, **tensors_of(file)})
+    assert_weights(run.model, {**before, **expected})
     return True
+
+
+def check_strict(file, run, before):
+    """All weights are needed, and no other; a count that no forward pass uses may be missing."""
+    weights = tensors_of(file)
+    whole = set(before) - {'neck.1.num_batches_tracked'} <= set(weights) <= set(before)
+    whole = whole and all(v.shape == before[name].shape and is_good(v, before[name]) for name, v in weights.items())
+    return check_loading(file, run, before, whole, weights, transfer=False)
 
 
 def check_transfer(file, run, before):
+    """The backbone is needed, less output norms that are missing as a whole; of the others what fits is taken."""
     weights = tensors_of(file)
-    backbone = {name: value for name, value in before.items() if name.startswith('backbone.')}
-    # Output norms may be missing, each as a whole.
-    optional = {f'backbone.norm{i}': {f'backbone.norm{i}.weight', f'backbone.norm{i}.bias'} for i in (0, 1)}
-    left = {name for norm in optional.values() if not norm & set(weights) for name in norm}
-    theirs = {n: v for n, v in weights.items() if n.startswith('backbone.')}
-    whole = set(theirs) == set(backbone) - left and all(
-        value.shape == before[name].shape and has_the_kind(value, before[name]) and bool(value.isfinite().all())
-        for name, value in theirs.items()
-    )
-    others = {name: value for name, value in weights.items() if name in before and name not in backbone}
-    fitting = {name: value for name, value in others.items() if value.shape == before[name].shape}
-    whole = whole and all(has_the_kind(v, before[n]) and bool(v.isfinite().all()) for n, v in fitting.items())
-    try:
-        load_model(run.model, file, 'run.pth', transfer=True)
-    except CheckpointError as error:
-        assert '\n' not in str(error)
-        assert not whole, error
-        assert_weights(run.model, before)
-        return False
-    assert whole
-    assert_weights(run.model, {**before, **theirs, **fitting})
-    return True
+    norms = [{f'backbone.norm{i}.weight', f'backbone.norm{i}.bias'} for i in (0, 1)]
+    left = {name for norm in norms if not norm & set(weights) for name in norm}
+    theirs = {name: value for name, value in weights.items() if name.startswith('backbone.')}
+    whole = set(theirs) == {name for name in before if name.startswith('backbone.')} - left
+    whole = whole and all(value.shape == before[name].shape for name, value in theirs.items())
+    others = {name: value for name, value in weights.items() if name in before and name not in theirs}
+    taken = {**theirs, **{name: value for name, value in others.items() if value.shape == before[name].shape}}
+    whole = whole and all(is_good(value, before[name]) for name, value in taken.items())
+    return check_loading(file, run, before, whole, taken, transfer=True)
 
 
 def check_backbone(file, run, before):

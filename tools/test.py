@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from writing import check_file, check_folder, whole
 
 import swinv2_mm.launch as launch
+from swinv2_mm.files import read_checkpoint
 
 
 def parse_args(argv=None):
@@ -55,7 +56,7 @@ def prepare(args):
     backbone = launch.check_backbone(cfg)
     if args.window_size:
         launch.set_window_size(backbone, args.window_size)
-    launch.read_checkpoint(args.checkpoint)
+    read_checkpoint(args.checkpoint)  # a file that can't be read shows before data and model are built
     if args.out:
         dump_predictions(cfg, args.out)
     if args.show_dir:
