@@ -12,7 +12,7 @@ if digit_version(mmengine.__version__) < digit_version('0.8.0'):
         f'{mmengine.__version__}: pip install mmengine==0.10.7'
     )
 
-from . import mmengine_reading
+from . import flop_counters, mmengine_reading
 from .amp import BFloat16OptimWrapper
 from .backbone import SwinTransformerV2
 from .checkpoint import LoadReport, load_pretrained
@@ -20,6 +20,7 @@ from .files import CheckpointError
 from .optim import SwinV2OptimWrapperConstructor
 from .runner import SwinV2Runner
 
+flop_counters.register()
 mmengine_reading.register()
 
 __all__ = [

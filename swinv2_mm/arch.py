@@ -50,6 +50,7 @@ def parse_arch(arch: str | dict) -> Arch:
     if not isinstance(arch, dict) or not fields - optional <= set(arch) <= fields:
         raise ValueError(f'arch must be a name or a dict with {", ".join(Arch._fields)}, got {arch!r}')
     arch = Arch(**arch)
+    arch = arch._replace(depths=tuple(arch.depths), num_heads=tuple(arch.num_heads))
     if not all(depth >= 1 for depth in arch.depths):
         raise ValueError(f'depths of arch must be at least 1, got {arch.depths!r}')
     if len(arch.depths) != len(arch.num_heads):
@@ -60,6 +61,12 @@ def parse_arch(arch: str | dict) -> Arch:
                 f'stage {i} of arch has {arch.embed_dims * 2**i} channels, not divisible by {num_heads} heads'
             )
     return arch
+
+
+def arch_argument(arch: Arch) -> str | dict:
+    """What `parse_arch` makes an arch of: its name if it has one."""
+    names = [name for name, known in ARCHS.items() if known == arch]
+    return names[0] if names else {field: value for field, value in arch._asdict().items() if value != 0}
 
 
 def has_extra_norm(arch: Arch, block: int) -> bool:
@@ -156,9 +163,8 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> dict | None:
             return None
     except (KeyError, ValueError, IndexError, StopIteration, ZeroDivisionError):
         return None
-    names = [name for name, known in ARCHS.items() if known == arch]
     return dict(
-        arch=names[0] if names else {field: value for field, value in arch._asdict().items() if value != 0},
+        arch=arch_argument(arch),
         in_channels=in_channels,
         patch_size=patch_size,
         mlp_ratio=mlp_ratio,

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from .arch import POSITION_BIASES
 from .ops import attention
-from .ops.linear import Linear, linear
+from .ops.linear import apply_linear, linear
 from .position_bias import KINDS, PositionBias
+from .shortcuts import is_plain
 from .windows import WindowGroup
 
 MAX_LOGIT_SCALE = 100.0
@@ -47,13 +48,13 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attn_drop = attn_drop
-        self.qkv = Linear(embed_dims, 3 * embed_dims, bias=False)
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(embed_dims)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(embed_dims)) if qkv_bias else None
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
         self._bias_holder = POSITION_BIASES[position_bias]
         self.add_module(self._bias_holder, KINDS[position_bias](num_heads, pretrained_window))
-        self.proj = Linear(embed_dims, embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, tokens: Tensor, groups: Sequence[WindowGroup], table: Tensor) -> Tensor:
@@ -67,19 +68,23 @@ class WindowAttention(nn.Module):
         Returns:
             Tensor: (T, C).
         """
-        qkv = linear(tokens, self.qkv.weight, self._qkv_bias())  # (T, 3C)
-        out = attention(qkv, self._scale(), table, groups, self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(out))
+        out = attention(self._qkv(tokens), self._scale(), table, groups, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(apply_linear(self.proj, out))
 
     @property
     def position_bias(self) -> PositionBias:
         """The module that gives the position bias."""
         return getattr(self, self._bias_holder)
 
-    def _qkv_bias(self):
+    def _qkv(self, tokens):
+        """Queries, keys and values of tokens (T, C): (T, 3C)."""
         if self.q_bias is None:
-            return None
-        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+            return apply_linear(self.qkv, tokens)
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        if is_plain(self.qkv, nn.Linear) and self.qkv.bias is None:
+            return linear(tokens, self.qkv.weight, bias)
+        qkv = self.qkv(tokens)
+        return qkv + bias.to(qkv.dtype)
 
     def _scale(self):
         """The factor of the cosines, (heads, 1, 1), in float32 or wider."""

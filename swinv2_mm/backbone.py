@@ -23,9 +23,10 @@ from .attention import WindowAttention
 from .checkpoint import load_pretrained
 from .files import CheckpointError
 from .formats import COMPUTED, convert, identify
-from .ops.linear import Linear
+from .ops.linear import apply_linear
 from .other_names import refuse_other_names
 from .pretrained_windows import windows_from_tables, windows_stated
+from .shortcuts import is_plain, is_transforming
 from .windows import Windows, largest_window, map_windows, partition
 
 PART_SIZE = 2**19  # elements of a part of the map on CPU: what a block computes of it stays in the cache
@@ -38,12 +39,17 @@ class DropPath(nn.Module):
         super().__init__()
         self.drop_prob = drop_prob
 
-    def forward(self, x: Tensor) -> Tensor | None:
-        """What the branch of each image ``(B, ...)`` is to be multiplied with, (B, 1); None if nothing is dropped."""
-        if not self.training or self.drop_prob == 0.0:
-            return None
+    def forward(self, x: Tensor) -> Tensor:
+        """``x (B, ...)`` with whole images dropped, and the others scaled so that the mean stays."""
+        if not self.drops:
+            return x
         keep_prob = 1 - self.drop_prob
-        return x.new_empty(x.shape[0], 1).bernoulli_(keep_prob) / keep_prob
+        return x * x.new_empty(x.shape[:1] + (1,) * (x.ndim - 1)).bernoulli_(keep_prob) / keep_prob
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped now."""
+        return self.training and self.drop_prob > 0.0
 
 
 class LayerNorm(nn.LayerNorm):
@@ -72,9 +78,12 @@ class PatchEmbed(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         # Plain ints: under torch.compile each image size gets its own graph, which is what ragged windows need.
         height, width = (index(size) for size in image.shape[-2:])
+        if torch.jit.is_tracing():  # the sizes become constants: of another size this fails, and nothing else would
+            image = image.split([height], 2)[0].split([width], 3)[0]
         image = _pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        # Channels last, so that what the norm takes is contiguous.
-        return self.norm(self.proj(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
+        if not is_transforming():
+            image = image.contiguous(memory_format=torch.channels_last)  # so that what the norm takes is contiguous
+        return self.norm(self.proj(image).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):
@@ -85,15 +94,15 @@ class PatchMerging(nn.Module):
 
     def __init__(self, embed_dims: int):
         super().__init__()
-        self.reduction = Linear(4 * embed_dims, 2 * embed_dims, bias=False)
+        self.reduction = nn.Linear(4 * embed_dims, 2 * embed_dims, bias=False)
         self.norm = LayerNorm(2 * embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1:3]
+        batch, height, width, channels = x.shape[0], *map(index, x.shape[1:])
         x = _pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
+        x = x.view(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H/2, W/2, 4C)
-        return self.norm(self.reduction(x))
+        return self.norm(apply_linear(self.reduction, x))
 
 
 class Mlp(nn.Module):
@@ -101,15 +110,15 @@ class Mlp(nn.Module):
 
     def __init__(self, embed_dims: int, hidden_dims: int, drop: float):
         super().__init__()
-        self.fc1 = Linear(embed_dims, hidden_dims)
-        self.fc2 = Linear(hidden_dims, embed_dims)
+        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.fc2 = nn.Linear(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
-        if isinstance(self.fc2, Linear) and not (self.training and self.drop.p > 0):
-            return self.fc2.of_gelu(hidden)
-        return self.drop(self.fc2(self.drop(F.gelu(hidden))))
+        hidden = apply_linear(self.fc1, x)
+        if is_plain(self.drop, nn.Dropout) and not (self.drop.training and self.drop.p > 0):
+            return apply_linear(self.fc2, hidden, of_gelu=True)
+        return self.drop(apply_linear(self.fc2, self.drop(F.gelu(hidden))))
 
 
 class Block(nn.Module):
@@ -155,15 +164,26 @@ class Block(nn.Module):
             with_cp (bool): whether each part runs again in the backward pass instead of keeping what it computed.
         """
         table = self.attn.position_bias(*largest_window(parts))
-        kept = self.drop_path(x), self.drop_path(x)  # of the branches, drawn once for all parts
+        kept = self._branch_factors(x), self._branch_factors(x)  # drawn once for all parts
 
         def forward(tokens, part):
             factors = (None if factor is None else factor.index_select(0, part.images) for factor in kept)  # (T, 1)
             return self._forward_tokens(tokens, part.groups, table, *factors)
 
-        needs_grad = x.requires_grad or any(p.requires_grad for p in self.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and needs_grad):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._needs_grad(x)):
             return map_windows(partial(checkpoint, forward, use_reentrant=False) if with_cp else forward, x, parts)
+
+    def _needs_grad(self, x):
+        """Whether anything here needs a gradient; frozen blocks keep nothing. Replicas of DataParallel don't know."""
+        if x.requires_grad or getattr(self, '_is_replica', False) or is_transforming():
+            return True
+        return any(p.requires_grad for p in self.parameters())
+
+    def _branch_factors(self, x):
+        """What a branch of each image is multiplied with, (B, 1); None if nothing is dropped."""
+        if is_plain(self.drop_path, DropPath) and not self.drop_path.drops:
+            return None
+        return self.drop_path(x.new_ones(x.shape[0], 1))
 
     def _forward_tokens(self, x, groups, table, kept1, kept2):
         x = _add(x, self.norm1(self.attn(x, groups, table)), kept1)  # (T, C)
@@ -196,11 +216,10 @@ class Stage(nn.Module):
         return x
 
     def _parts(self, x, shift):
-        compiling = compat.is_compiling()
-        # Plain ints, for a tracer has tensors there. Where a compiler keeps the batch symbolic, one graph serves any.
-        batch = x.shape[0] if compiling else index(x.shape[0])
-        windows = partition(batch, *map(index, x.shape[1:3]), self.window_size, shift, x.device)
-        if x.device.type != 'cpu' or compiling or torch.jit.is_tracing():
+        # Plain ints, for a tracer has tensors there. The batch stays what it is, so that one graph serves any.
+        height, width = map(index, x.shape[1:3])
+        windows = partition(x.shape[0], height, width, self.window_size, shift, x.device)
+        if x.device.type != 'cpu' or compat.is_compiling() or torch.jit.is_tracing():
             return [windows]
         return windows.split(max(PART_SIZE // x.shape[3], 1))
 
@@ -227,7 +246,7 @@ class SwinTransformerV2(BaseModule):
         drop_rate (float): dropout in attention output and MLP.
         attn_drop_rate (float): dropout of attention weights.
         drop_path_rate (float): stochastic depth of the last block; it grows linearly from 0 at the first.
-        out_indices (Sequence[int]): stages whose maps are returned.
+        out_indices (Sequence[int]): stages whose maps are returned. Those after the last of them are not built.
         frozen_stages (int): -1 freezes nothing, 0 the patch embedding, n also the first n stages with their norms.
         with_cp (bool): activation checkpointing of every block in training: less memory, more time.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads weights, as
@@ -261,7 +280,7 @@ class SwinTransformerV2(BaseModule):
     ):
         refuse_other_names(arch, others)
         super().__init__(init_cfg)
-        arch = parse_arch(arch)
+        self.arch = arch = parse_arch(arch)
         num_stages = len(arch.depths)
         windows = _per_stage('window_size', window_size, num_stages)
         if position_bias not in list(POSITION_BIASES):
@@ -278,6 +297,7 @@ class SwinTransformerV2(BaseModule):
         else:
             pretrained_windows = windows
         self.out_indices = _check_out_indices(out_indices, num_stages)
+        built = self.out_indices[-1] + 1  # stages; others would get no gradient
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(f'frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}')
         if not 0 <= drop_path_rate < 1:
@@ -287,7 +307,7 @@ class SwinTransformerV2(BaseModule):
         self.patch_embed = PatchEmbed(in_channels, arch.embed_dims, patch_size)
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(arch.depths), device='cpu').tolist())
         self.layers = nn.ModuleList()
-        for i, (depth, num_heads) in enumerate(zip(arch.depths, arch.num_heads)):
+        for i, (depth, num_heads) in enumerate(zip(arch.depths[:built], arch.num_heads)):
             embed_dims = arch.embed_dims * 2**i
             blocks = [
                 Block(
@@ -304,12 +324,12 @@ class SwinTransformerV2(BaseModule):
                 )
                 for j in range(depth)
             ]
-            downsample = PatchMerging(embed_dims) if i + 1 < num_stages else nn.Identity()
+            downsample = PatchMerging(embed_dims) if i + 1 < built else nn.Identity()
             self.layers.append(Stage(blocks, downsample, windows[i], with_cp))
             if i in self.out_indices:
                 self.add_module(f'norm{i}', LayerNorm(embed_dims))
         # In the state dict, so that a fine-tuned checkpoint says which windows its position MLPs were trained with.
-        self.register_buffer('pretrained_windows', torch.tensor(pretrained_windows))
+        self.register_buffer('pretrained_windows', torch.tensor(pretrained_windows[:built]))
         self._init_from_scratch()
         self._freeze()
 
@@ -325,7 +345,7 @@ class SwinTransformerV2(BaseModule):
         """
         outs = []
         x = self.patch_embed(image)  # (B, H/4, W/4, C)
-        for i, stage in enumerate(self.layers[: self.out_indices[-1] + 1]):
+        for i, stage in enumerate(self.layers):
             if i > 0:
                 x = self.layers[i - 1].downsample(x)
             x = stage(x)
@@ -335,7 +355,7 @@ class SwinTransformerV2(BaseModule):
 
     @property
     def window_size(self) -> tuple[int, ...]:
-        """Window size in tokens, per stage."""
+        """Window size in tokens, per stage that is built."""
         return tuple(stage.window_size for stage in self.layers)
 
     def set_window_size(self, window_size: int | Sequence[int]):
@@ -350,6 +370,8 @@ class SwinTransformerV2(BaseModule):
         Raises:
             ValueError: a window is smaller than one token, or their number is not that of the stages.
         """
+        if isinstance(window_size, Sequence):
+            window_size = self.of_built_stages(window_size) or window_size
         for stage, window in zip(self.layers, _per_stage('window_size', window_size, len(self.layers))):
             stage.window_size = window
             for block in stage.blocks:
@@ -361,11 +383,15 @@ class SwinTransformerV2(BaseModule):
         """The window size per stage that normalises the position MLPs, or that the parameterized tables have."""
         return tuple(stage.blocks[0].attn.position_bias.pretrained_window for stage in self.layers)
 
+    def of_built_stages(self, values: Sequence) -> tuple | None:
+        """The values of the stages that are built, from one for each of them or of all; None from another number."""
+        built = len(self.layers)
+        return tuple(values[:built]) if len(values) in (built, len(self.arch.depths)) else None
+
     def _set_pretrained_window_sizes(self, windows: Sequence[int]):
         for stage, window in zip(self.layers, windows):
             for block in stage.blocks:
                 block.attn.position_bias.pretrained_window = window
-                block.attn.position_bias.drop_kept()
         self.pretrained_windows.copy_(torch.tensor(windows))
 
     def init_weights(self):
@@ -401,7 +427,7 @@ class SwinTransformerV2(BaseModule):
         if self.frozen_stages < 0:
             return
         frozen = [self.patch_embed]
-        for i in range(self.frozen_stages):
+        for i in range(min(self.frozen_stages, len(self.layers))):
             frozen.append(self.layers[i])
             if i in self.out_indices:
                 frozen.append(getattr(self, f'norm{i}'))
@@ -435,7 +461,7 @@ class SwinTransformerV2(BaseModule):
             )
         elif loaded is not None and loaded != own:
             self._set_pretrained_window_sizes(loaded)
-        state_dict[f'{prefix}pretrained_windows'] = torch.tensor(self.pretrained_window_sizes)
+        state_dict[f'{prefix}pretrained_windows'] = torch.tensor(self.pretrained_window_sizes, device='cpu')
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _to_own_layout(self, state_dict, prefix):
@@ -466,9 +492,9 @@ class SwinTransformerV2(BaseModule):
         if self.position_bias == 'parameterized':
             return self.pretrained_window_sizes  # loading resizes the tables
         if stated is not None:
-            windows = windows_stated(stated).pretrained_window_sizes
-            return windows if len(windows) == len(self.layers) else None
-        return windows_from_tables(tables, len(self.layers)).pretrained_window_sizes
+            return self.of_built_stages(windows_stated(stated).pretrained_window_sizes)
+        found = (windows_from_tables(tables, number) for number in (len(self.arch.depths), len(self.layers)))
+        return self.of_built_stages(next((w.pretrained_window_sizes for w in found if w.origin), ()))
 
 
 def _warn(message):

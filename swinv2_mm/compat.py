@@ -14,8 +14,6 @@ if not hasattr(torch, 'compile'):  # came with 2.0
         'that was built for it, for example torch==2.1.2 with mmcv==2.1.0'
     )
 
-from torch.utils._python_dispatch import _get_current_dispatch_mode
-
 ACCURATE_WITH_BIAS = {'cuda': (2, 1), 'cpu': (2, 5)}  # the first whose kernels round no logits
 HAS_ONEDNN_LINEAR = torch.__version__ >= (2, 1)  # before, it knows a linear layer only with something fused to it
 HAS_CUSTOM_OP = torch.__version__ >= (2, 4)
@@ -30,11 +28,6 @@ def require(version: tuple[int, int], purpose: str) -> None:
     if torch.__version__ < version:
         needed = '.'.join(map(str, version))
         raise ValueError(f'{purpose} needs PyTorch {needed} or later, and this environment has {torch.__version__}')
-
-
-def is_in_dispatch_mode() -> bool:
-    """Whether something looks at every operator, so that tensors may be no real ones."""
-    return _get_current_dispatch_mode() is not None
 
 
 def is_autocast_on_cpu() -> bool:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import compat
 from .arch import CPB_HIDDEN_DIMS
+from .shortcuts import is_plain, may_keep
 
 
 def log_spaced_coordinates(height: int, width: int, pretrained_window: int, device=None, dtype=None) -> Tensor:
@@ -119,65 +119,25 @@ def table_window(table: Tensor) -> int:
 
 
 class PositionBias(nn.Module, ABC):
-    """A bias for every head and every offset between two tokens of a window, in windows of any size.
+    """A bias for every head and every offset between two tokens of a window, in windows of any size."""
 
-    In eval, where no gradient is needed, the table of each size is computed once and kept. `train()`, `eval()`,
-    loading, moving, and changes of the weights drop what was kept; of changes only those through ``.data``, which
-    PyTorch does not count, go unseen until `eval()` is called. The bias of the pairs, which is N x N for N tokens, is
-    never kept: `window_bias` makes it of the table where it is used.
-    """
-
+    @abstractmethod
     def forward(self, height: int, width: int) -> Tensor:
         """Position bias of every offset within windows of up to ``height`` x ``width`` tokens.
 
         Returns:
             Tensor: (heads, 2*height-1, 2*width-1), in float32 or wider.
         """
-        needs_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if self.training or needs_grad or compat.is_compiling():
-            return self.table(height, width)
-        if not self._kept_is_current():
-            self.drop_kept()
-            self._kept_for = [(p, _version(p)) for p in self.parameters()]
-        if (height, width) not in self._kept:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept[height, width] = self.table(height, width)
-        return self._kept[height, width]
-
-    @abstractmethod
-    def table(self, height: int, width: int) -> Tensor:
-        """What `forward` returns, computed anew."""
 
     def set_window(self, window: int):
         """Prepare for windows of another size in tokens."""
-        self.drop_kept()
-
-    def drop_kept(self):
-        """Forget every bias kept so far."""
-        self._kept, self._kept_for = {}, []
-
-    def _kept_is_current(self):
-        kept_for = zip(self._kept_for, self.parameters())
-        return bool(self._kept_for) and all(p is now and version == _version(now) for (p, version), now in kept_for)
-
-    def train(self, mode: bool = True):
-        self.drop_kept()
-        return super().train(mode)
-
-    def __getstate__(self):
-        return {**self.__dict__, '_kept': {}, '_kept_for': []}  # copies and pickles compute their own
-
-    def _apply(self, *args, **kwargs):
-        self.drop_kept()
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args):
-        self.drop_kept()
-        super()._load_from_state_dict(*args)
 
 
 class ContinuousPositionBias(PositionBias, nn.Sequential):
     """A small MLP from log-spaced offsets to one bias per head.
+
+    On CPU, where no gradient is needed, the last table is kept with a copy of the weights that it was computed from,
+    and serves while they are equal in value. Elsewhere a comparison would wait for the device.
 
     Args:
         num_heads (int): attention heads.
@@ -185,25 +145,61 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
     """
 
     coordinates = staticmethod(log_spaced_coordinates)
+    _kept = None, (), None  # what else a table depends on, its weights, and the table
 
     def __init__(self, num_heads: int, pretrained_window: int):
         super().__init__(nn.Linear(2, CPB_HIDDEN_DIMS), nn.ReLU(), nn.Linear(CPB_HIDDEN_DIMS, num_heads, bias=False))
         self.pretrained_window = pretrained_window
-        self.drop_kept()
+
+    def forward(self, height: int, width: int) -> Tensor:
+        if not self._can_keep():
+            return self.table(height, width)
+        size, weights = (height, width, self.pretrained_window), self._weights()
+        kept_size, kept_weights, table = self._kept
+        if kept_size != size or not all(map(_equal, kept_weights, weights)):
+            with torch.inference_mode(False), torch.no_grad():
+                table = self.table(height, width)
+                self._kept = size, [weight.detach().clone() for weight in weights], table
+        return table
 
     def table(self, height: int, width: int) -> Tensor:
-        """As `PositionBias.table`, under any autocast: the bias reaches 16, where bfloat16 steps are 1/16."""
+        """What `forward` returns, computed anew.
+
+        Under any autocast in float32, because the bias reaches 16, where bfloat16 steps are 1/16.
+        """
+        plain, none = self._is_plain(), torch.empty(0, device='cpu')  # quantized layers, for CPU, have no parameters
+        weight = self._weights()[0] if plain else next(self.parameters(), none)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        coordinates = self._coordinates(height, width, self.pretrained_window, weight.device, dtype)
+        with torch.autocast(weight.device.type, enabled=False):
+            if plain:
+                weight1, bias1, weight2 = (weight.to(dtype) for weight in self._weights())
+                out = F.linear(F.relu(F.linear(coordinates, weight1, bias1)), weight2)
+            else:
+                out = nn.Sequential.forward(self, coordinates.to(weight.dtype)).to(dtype)
+            return 16 * torch.sigmoid(out).permute(2, 0, 1)
+
+    def _is_plain(self):
+        hidden, activation, out = self
+        return is_plain(hidden, nn.Linear) and is_plain(activation, nn.ReLU) and is_plain(out, nn.Linear)
+
+    def _weights(self):
         hidden, _, out = self
-        dtype = torch.promote_types(out.weight.dtype, torch.float32)
-        coordinates = self._coordinates(height, width, self.pretrained_window, out.weight.device, dtype)
-        with torch.autocast(out.weight.device.type, enabled=False):
-            features = F.relu(F.linear(coordinates, hidden.weight.to(dtype), hidden.bias.to(dtype)))
-            return 16 * torch.sigmoid(F.linear(features, out.weight.to(dtype))).permute(2, 0, 1)
+        return hidden.weight, hidden.bias, out.weight
+
+    def _can_keep(self):
+        if not may_keep() or not self._is_plain():
+            return False
+        if any(weight.device.type != 'cpu' for weight in self._weights()):
+            return False
+        return not (torch.is_grad_enabled() and any(weight.requires_grad for weight in self._weights()))
 
     def _coordinates(self, *args):
-        if compat.is_compiling() or compat.is_in_dispatch_mode():  # tensors may be no real ones
-            return self.coordinates(*args)
-        return _kept_coordinates(type(self).coordinates, *args)
+        return _kept_coordinates(type(self).coordinates, *args) if may_keep() else self.coordinates(*args)
+
+
+def _equal(kept, weight):
+    return kept.dtype == weight.dtype and torch.equal(kept, weight)
 
 
 @lru_cache(maxsize=16)
@@ -232,14 +228,13 @@ class ParameterizedPositionBias(PositionBias):
     def __init__(self, num_heads: int, window: int):
         super().__init__()
         self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty((2 * window - 1) ** 2, num_heads), std=0.02))
-        self.drop_kept()
 
     @property
     def pretrained_window(self) -> int:
         """The window size in tokens that the table is for."""
         return table_window(self.weight)
 
-    def table(self, height: int, width: int) -> Tensor:
+    def forward(self, height: int, width: int) -> Tensor:
         window = self.pretrained_window
         table = self.weight.T.unflatten(1, (2 * window - 1, -1))  # (heads, 2W-1, 2W-1)
         return table_centre(table.to(torch.promote_types(table.dtype, torch.float32)), height, width)
@@ -247,7 +242,6 @@ class ParameterizedPositionBias(PositionBias):
     def set_window(self, window: int):
         self.weight.data = resize_table(self.weight.data, window)
         self.weight.grad = None
-        super().set_window(window)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         name = f'{prefix}weight'
@@ -261,7 +255,3 @@ KINDS = {
     'linear_cpb': LinearContinuousPositionBias,
     'parameterized': ParameterizedPositionBias,
 }
-
-
-def _version(parameter):
-    return 0 if parameter.is_inference() else parameter._version  # inference tensors count no versions

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import compat
+from .shortcuts import may_keep, may_use_functions
 
 
 class WindowGroup(NamedTuple):
@@ -42,7 +42,10 @@ class Windows(NamedTuple):
     images: Tensor
 
     def split(self, max_tokens: int) -> list[Windows]:
-        """Parts of whole windows with at most ``max_tokens`` tokens each, or one window where that is larger."""
+        """Parts of whole windows with at most ``max_tokens`` tokens each, or one window where that is larger.
+
+        Without any token there is one part.
+        """
         parts, room = [], 0
         for height, width, count in self.groups:
             while count > 0:
@@ -56,7 +59,7 @@ class Windows(NamedTuple):
                 count -= fitting
         sizes = [sum(group.num_tokens for group in groups) for groups in parts]
         tokens = zip(self.order.split(sizes), self.images.split(sizes))
-        return [Windows(tuple(groups), order, images) for groups, (order, images) in zip(parts, tokens)]
+        return [Windows(tuple(groups), order, images) for groups, (order, images) in zip(parts, tokens)] or [self]
 
 
 def axis_segments(length: int, window: int, shift: int) -> dict[int, list[int]]:
@@ -93,9 +96,8 @@ def partition(batch: int, height: int, width: int, window: int, shift: int, devi
         shift (int): offset of the window grid in tokens, 0 in even blocks and ``window // 2`` in odd blocks.
         device (torch.device, optional): where the index tensors live.
     """
-    if compat.is_compiling() or compat.is_in_dispatch_mode():  # tensors may be no real ones
-        return _partition(batch, height, width, window, shift, device)
-    return _kept_partition(batch, height, width, window, shift, device)
+    make = _kept_partition if may_keep() else _partition
+    return make(batch, height, width, window, shift, device)
 
 
 @lru_cache(maxsize=16)
@@ -133,7 +135,8 @@ def gather(x: Tensor, parts: Sequence[Windows]) -> tuple[Tensor, ...]:
 
 def scatter(tokens: Sequence[Tensor], parts: Sequence[Windows], batch: int, height: int, width: int) -> Tensor:
     """Put the tokens of all parts, ``(T, C)`` each, back onto their map ``(B, H, W, C)``: the inverse of `gather`."""
-    return _Scatter.apply(tuple(part.order for part in parts), *tokens).view(batch, height, width, -1)
+    rows = _Scatter.apply(tuple(part.order for part in parts), *tokens)
+    return rows.view(batch, height, width, rows.shape[1])
 
 
 def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts: Sequence[Windows]) -> Tensor:
@@ -147,7 +150,7 @@ def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts:
     Returns:
         Tensor: (B, H, W, C).
     """
-    if torch.is_grad_enabled() and not torch.jit.is_tracing():  # a trace can't hold the functions below
+    if torch.is_grad_enabled() and may_use_functions():
         tokens = [function(tokens, part) for tokens, part in zip(gather(x, parts), parts)]
         return scatter(tokens, parts, *x.shape[:3])
     rows = x.flatten(0, 2)

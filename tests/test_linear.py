@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from swinv2_mm import compat
 from swinv2_mm.backbone import Mlp
-from swinv2_mm.ops.linear import Linear, linear
+from swinv2_mm.ops.linear import apply_linear, linear
 
 
 def names_of_operators(function):
@@ -35,7 +35,7 @@ def test_inference_by_onednn_is_the_linear_layer(shape, bias):
 @pytest.mark.parametrize('bias', [False, True])
 @pytest.mark.parametrize('of_gelu', [False, True])
 def test_training_by_onednn_has_the_gradients_of_the_linear_layer(shape, bias, of_gelu):
-    layer, x = Linear(8, 6, bias=bias), torch.randn(shape, requires_grad=True)
+    layer, x = nn.Linear(8, 6, bias=bias), torch.randn(shape, requires_grad=True)
     of = (x, *layer.parameters())
 
     def derivatives(function):
@@ -49,7 +49,7 @@ def test_training_by_onednn_has_the_gradients_of_the_linear_layer(shape, bias, o
         return F.linear(F.gelu(x) if of_gelu else x, layer.weight, layer.bias)
 
     def own():
-        return layer.of_gelu(x) if of_gelu else layer(x)
+        return apply_linear(layer, x, of_gelu)
 
     for actual, wanted in strict_zip(derivatives(own), derivatives(plain)):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
@@ -90,20 +90,21 @@ def test_a_traced_graph_has_no_private_operator():
 
 
 def test_of_gelu_has_the_values_and_gradients_of_gelu_and_layer():
-    layer, x = Linear(7, 4).double(), torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    layer, x = nn.Linear(7, 4).double(), torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(5, 4, dtype=torch.float64)
     of = (x, layer.weight, layer.bias)
     expected = nn.functional.linear(x * (1 + torch.erf(x / 2**0.5)) / 2, layer.weight, layer.bias)
-    torch.testing.assert_close(layer.of_gelu(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(apply_linear(layer, x, of_gelu=True), expected, rtol=1e-12, atol=1e-12)
     for actual, wanted in strict_zip(
-        torch.autograd.grad(layer.of_gelu(x), of, weights), torch.autograd.grad(expected, of, weights)
+        torch.autograd.grad(apply_linear(layer, x, of_gelu=True), of, weights),
+        torch.autograd.grad(expected, of, weights),
     ):
         torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
     names = [name for name, _ in layer.named_parameters()]
 
     def of_gelu(x, *parameters):
         with torch.nn.utils.stateless._reparametrize_module(layer, dict(zip(names, parameters))):
-            return layer.of_gelu(x)
+            return apply_linear(layer, x, of_gelu=True)
 
     parameters = [p.detach().clone().requires_grad_() for p in layer.parameters()]
     assert torch.autograd.gradcheck(of_gelu, (x, *parameters))
@@ -118,17 +119,17 @@ def kept_for_backward(function):
 
 
 def test_of_gelu_keeps_one_tensor_of_tokens():
-    layer, x = Linear(7, 4), torch.randn(5, 7, requires_grad=True)
-    assert kept_for_backward(lambda: layer.of_gelu(x)) == [(5, 7), (4, 7)]
+    layer, x = nn.Linear(7, 4), torch.randn(5, 7, requires_grad=True)
+    assert kept_for_backward(lambda: apply_linear(layer, x, of_gelu=True)) == [(5, 7), (4, 7)]
     assert kept_for_backward(lambda: layer(F.gelu(x))).count((5, 7)) == 2
 
 
 @pytest.mark.parametrize('shape', [(7,), (2, 3, 7)])
 @pytest.mark.parametrize('bias', [False, True])
 def test_of_gelu_takes_any_number_of_dimensions(shape, bias):
-    layer, x = Linear(7, 4, bias=bias).double(), torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    layer, x = nn.Linear(7, 4, bias=bias).double(), torch.randn(shape, dtype=torch.float64, requires_grad=True)
     of = (x, *layer.parameters())
-    out, expected = layer.of_gelu(x), layer(F.gelu(x))
+    out, expected = apply_linear(layer, x, of_gelu=True), layer(F.gelu(x))
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
     for actual, wanted in strict_zip(torch.autograd.grad(out.sum(), of), torch.autograd.grad(expected.sum(), of)):
         torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
@@ -136,8 +137,8 @@ def test_of_gelu_takes_any_number_of_dimensions(shape, bias):
 
 @needs_onednn
 def test_of_gelu_computes_no_gradient_of_frozen_weights():
-    layer, x = Linear(7, 4).requires_grad_(False), torch.randn(5, 7, requires_grad=True)
-    names = names_of_operators(lambda: layer.of_gelu(x).sum().backward())
+    layer, x = nn.Linear(7, 4).requires_grad_(False), torch.randn(5, 7, requires_grad=True)
+    names = names_of_operators(lambda: apply_linear(layer, x, of_gelu=True).sum().backward())
     assert (names.count(ONEDNN), names.count('aten::mm'), names.count('aten::gelu')) == (2, 0, 1)
     assert layer.weight.grad is None and x.grad.abs().max() > 0
 

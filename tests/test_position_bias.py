@@ -1,4 +1,4 @@
-"""Each position bias against its formula in plain numpy, and when a kept bias is dropped."""
+"""Each position bias against its formula in plain numpy, also after every change that can make a kept one stale."""
 
 import copy
 import math
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from across_versions import ASSIGN
+from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
 from swinv2_mm.position_bias import (
@@ -76,14 +77,18 @@ def module(request, randomize):
 def computed(monkeypatch):
     """The size of every computation of a table, call by call."""
     calls = []
-    for kind in (ContinuousPositionBias, ParameterizedPositionBias):
 
-        def counted(self, height, width, table=kind.table):
-            calls.append((height, width))
-            return table(self, height, width)
+    def counted(self, height, width, table=ContinuousPositionBias.table):
+        calls.append((height, width))
+        return table(self, height, width)
 
-        monkeypatch.setattr(kind, 'table', counted)
+    monkeypatch.setattr(ContinuousPositionBias, 'table', counted)
     return calls
+
+
+@pytest.fixture(params=KINDS[:2])
+def continuous(request, randomize):
+    return randomize(request.param(3, 8)).eval()
 
 
 def last_weight(module):
@@ -123,22 +128,22 @@ def test_bias_of_windows_up_to_that_of_a_table_is_its_centre(randomize, window):
     assert_bias_is_that_of_the_weights(module, module(*LARGEST), torch.float64, 0)
 
 
-def test_bias_is_computed_once_in_eval(module, computed):
+@pytest.mark.parametrize('training', [False, True])
+def test_a_bias_is_computed_once_where_no_gradient_is_needed(continuous, computed, training):
+    continuous.train(training)
     with torch.no_grad():
-        first, again = module(*LARGEST), module(*LARGEST)
-        module(3, 5), module(3, 5)
+        first, again = continuous(*LARGEST), continuous(*LARGEST)
+    continuous.requires_grad_(False)
+    assert continuous(*LARGEST) is again is first
+    assert computed == [LARGEST]
+    assert_bias_is_that_of_the_weights(continuous, again)
+    continuous(3, 5), continuous(3, 5)
     assert computed == [LARGEST, (3, 5)]
-    assert_bias_is_that_of_the_weights(module, again)
-    assert torch.equal(first, again)
 
 
-def test_bias_is_computed_at_every_forward_in_training(module, computed):
-    module.train()
-    with torch.no_grad():
-        module(*LARGEST)
-        last_weight(module).data.neg_()
-        assert_bias_is_that_of_the_weights(module, module(*LARGEST))
-    assert len(computed) == 2
+def test_a_bias_is_computed_at_every_forward_that_needs_a_gradient(continuous, computed):
+    continuous(*LARGEST), continuous(*LARGEST)
+    assert computed == [LARGEST] * 2
 
 
 def load_other_weights(module):
@@ -155,24 +160,46 @@ def change_a_weight_in_place(module):
         last_weight(module).neg_()
 
 
-def change_a_weight_through_data_before_eval(module):
-    last_weight(module).data.neg_()  # as the EMA and mean teacher hooks of mmengine and mmdet do, uncounted by PyTorch
-    module.eval()  # as their loops do afterwards
+def change_data_in_place(module):
+    last_weight(module).data.mul_(0.5).add_(0.1)  # as the hooks of a mean teacher do, uncounted by PyTorch
 
 
-def step_an_optimizer(module):
+def set_data(module):
+    last_weight(module).data = -last_weight(module).data
+
+
+def set_data_as_a_sharded_module_does(module):
     for parameter in module.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    torch.optim.SGD(module.parameters(), lr=0.1).step()
+        sharded = -parameter.detach().clone()
+        parameter.data = torch.empty(0)
+        parameter.data = sharded
+
+
+def set_from_a_vector(module):
+    vector = torch.nn.utils.parameters_to_vector(module.parameters())
+    torch.nn.utils.vector_to_parameters(-vector, module.parameters())
+
+
+def step(optimizer, **options):
+    def change(module):
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer(module.parameters(), lr=0.1, **options).step()
+
+    change.__name__ = f'step_{optimizer.__name__}_{options}'
+    return change
 
 
 def replace_a_weight(module):
     old = last_weight(module)
-    holder = module if isinstance(module, ParameterizedPositionBias) else module[2]
-    holder.weight = nn.Parameter(-old.detach())
-    with torch.no_grad():
-        while holder.weight._version < old._version:  # the version counter alone does not give it away
-            holder.weight.mul_(1)
+    module[2].weight = nn.Parameter(-old.detach())
+
+
+def share_memory_with_numpy(module):
+    last_weight(module).detach().numpy()[:] = 0.25
+
+
+FUSED = [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW] if torch.__version__ >= (2, 5) else []  # on CPU
 
 
 @pytest.mark.parametrize(
@@ -181,27 +208,52 @@ def replace_a_weight(module):
         load_other_weights,
         load_other_weights_inside_a_parent,
         change_a_weight_in_place,
-        change_a_weight_through_data_before_eval,
-        step_an_optimizer,
+        change_data_in_place,
+        set_data,
+        set_data_as_a_sharded_module_does,
+        set_from_a_vector,
         replace_a_weight,
-        lambda module: module.train().eval(),
-        lambda module: module.eval(),
-        lambda module: nn.ModuleDict({'child': module}).eval(),
+        share_memory_with_numpy,
+        step(torch.optim.SGD),
+        *(step(optimizer, fused=True) for optimizer in FUSED),
     ],
+    ids=lambda change: change.__name__,
 )
-def test_kept_bias_is_dropped_when_weights_or_mode_change(module, computed, change):
+def test_a_kept_bias_is_never_stale(continuous, change):
     with torch.no_grad():
-        module(*LARGEST)
-    change(module)
+        before = continuous(*LARGEST).clone()
+    change(continuous)
     with torch.no_grad():
-        assert_bias_is_that_of_the_weights(module, module(*LARGEST))
-    assert computed == [LARGEST, LARGEST]
+        after = continuous(*LARGEST)
+    assert (after - before).abs().max() > 1e-3
+    assert_bias_is_that_of_the_weights(continuous, after)
 
 
-def test_kept_bias_is_dropped_when_the_dtype_changes(module):
+def test_a_teacher_that_follows_a_student_gives_the_maps_of_its_weights(build_small, randomize):
+    teacher = build_small(arch={'embed_dims': 8, 'depths': (1,), 'num_heads': (1,)}, out_indices=(0,)).eval()
+    student = randomize(copy.deepcopy(teacher))
+    image = torch.randn(1, 3, 32, 32)
+    averaged = ExponentialMovingAverage(teacher, momentum=0.9)
     with torch.no_grad():
-        module(*LARGEST)
-        assert_bias_is_that_of_the_weights(module.double(), module(*LARGEST), torch.float64, 1e-12)
+        averaged(image)  # which keeps its bias
+        averaged.update_parameters(student), averaged.update_parameters(student)
+        fresh = build_small(arch={'embed_dims': 8, 'depths': (1,), 'num_heads': (1,)}, out_indices=(0,)).eval()
+        fresh.load_state_dict(averaged.module.state_dict())
+        assert torch.equal(averaged(image)[0], fresh(image)[0])
+
+
+def test_a_kept_bias_has_the_normaliser_of_now(continuous):
+    with torch.no_grad():
+        continuous(*LARGEST)
+        continuous.pretrained_window = 5
+        assert_bias_is_that_of_the_weights(continuous, continuous(*LARGEST))
+
+
+def test_a_kept_bias_has_the_dtype_of_now(continuous):
+    with torch.no_grad():
+        continuous(*LARGEST)
+        assert_bias_is_that_of_the_weights(continuous.double(), continuous(*LARGEST), torch.float64, 1e-12)
+        assert_bias_is_that_of_the_weights(continuous.float(), continuous(*LARGEST))
 
 
 @pytest.mark.parametrize('updates', range(1, 5))  # one of them brings the copy to the original's version counters
@@ -215,7 +267,7 @@ def test_a_copy_keeps_no_bias_of_the_original(module, updates):
         assert_bias_is_that_of_the_weights(module, module(*LARGEST))
 
 
-def test_set_window_size_drops_the_bias_of_the_old_windows(build_small, computed):
+def test_set_window_size_gives_the_bias_of_the_new_windows(build_small, computed):
     backbone = build_small(arch={'embed_dims': 8, 'depths': (1,), 'num_heads': (1,)}, out_indices=(0,)).eval()
     image = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
@@ -244,16 +296,27 @@ def test_gradients_reach_the_weights_in_eval_even_after_a_bias_was_kept(module):
         torch.testing.assert_close(own.grad, checked.grad, rtol=1e-12, atol=0)
 
 
-def test_bias_kept_under_inference_mode_serves_a_forward_with_gradients(module, computed):
-    module.requires_grad_(False)
+def test_bias_kept_under_inference_mode_serves_a_forward_with_gradients(continuous, computed):
+    continuous.requires_grad_(False)
     with torch.inference_mode():
-        module(*LARGEST)
+        continuous(*LARGEST)
     factor = torch.ones((), requires_grad=True)
     sides = 5 - torch.arange(-4, 5).abs()
     pairs = sides[:, None] * sides  # of each offset
-    (factor.exp() * module(*LARGEST) * pairs).sum().backward()  # an inference tensor could not be saved for backward
+    (factor.exp() * continuous(*LARGEST) * pairs).sum().backward()  # an inference tensor could not be saved for this
     assert computed == [LARGEST]
-    torch.testing.assert_close(factor.grad, math.e * bias_pair_by_pair(module, *LARGEST).sum().float())
+    torch.testing.assert_close(factor.grad, math.e * bias_pair_by_pair(continuous, *LARGEST).sum().float())
+
+
+def test_inference_tensors_as_weights_are_compared_too(continuous):
+    with torch.inference_mode():
+        weights = {name: value.clone() for name, value in continuous.state_dict().items()}
+        other = type(continuous)(3, 8)
+        other.load_state_dict(weights, **ASSIGN)
+        other.requires_grad_(False)
+        other(*LARGEST)
+        last_weight(other).neg_()
+        assert_bias_is_that_of_the_weights(other, other(*LARGEST))
 
 
 @pytest.mark.parametrize('training', [False, True])

@@ -129,21 +129,19 @@ def analyze(backbone: SwinTransformerV2, size: tuple[int, int], training: Traini
 
 
 def stage_row(backbone: SwinTransformerV2, i: int, height: int, width: int, training: Training) -> Row:
-    """A stage whose map has height x width tokens. After the last of ``out_indices`` none runs, nor merges patches."""
-    stage, last, tokens = backbone.layers[i], backbone.out_indices[-1], height * width
+    """A stage whose map has height x width tokens, and the way down to the next one."""
+    stage, tokens = backbone.layers[i], height * width
     channels = stage.blocks[0].norm1.weight.numel()
     shifts = (0, stage.window_size // 2)
     groups = [partition(1, height, width, stage.window_size, shift, 'meta').groups for shift in shifts]
     of_blocks = [(block, groups[j % 2]) for j, block in enumerate(stage.blocks)]
     whole = min(stage.window_size, height) * min(stage.window_size, width)
     row = Row(f'stage {i}', height, width, channels, counted(stage), stage.blocks, groups, stage.window_size)
-    if i > last:
-        return row._replace(name=f'stage {i}, unused')
     costs = [block_cost(block, of_block, whole, training) for block, of_block in of_blocks]
     if i in backbone.out_indices:
         norm = getattr(backbone, f'norm{i}')
         costs.append(counted(norm, tokens, kept=norm_kept(norm, tokens), output=FLOAT * tokens * channels))
-    if i < last:
+    if i + 1 < len(backbone.layers):
         costs.append(merging_cost(stage.downsample, -(-height // 2) * -(-width // 2), training))
     else:
         costs.append(counted(stage.downsample))

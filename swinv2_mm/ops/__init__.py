@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import compat
+from ..shortcuts import is_transforming, may_keep, may_use_functions
 from ..windows import WindowGroup
 from . import flash, reference, sdpa
 
@@ -43,8 +44,12 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
 def _fastest(qkv, scale, table, dropout):
     if dropout > 0:
         return 'reference'
-    if qkv.device.type != 'cpu' or torch.jit.is_tracing() or compat.is_exporting():
+    if is_transforming():
+        return 'reference'  # whose operators all have derivatives of every kind
+    if qkv.device.type != 'cpu' or not may_use_functions():
         return 'sdpa'  # an exported graph should have PyTorch's operators alone
+    if not (may_keep() or compat.is_compiling() or compat.HAS_CUSTOM_OP):
+        return 'sdpa'  # for what counts operators
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, scale, table))
     # Without gradients a compiler does more with PyTorch's operators than around an opaque one.
     return 'sdpa' if compat.is_compiling() and not (needs_grad and compat.HAS_CUSTOM_OP) else 'flash'

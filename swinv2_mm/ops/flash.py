@@ -121,7 +121,7 @@ def _tiles(groups: Sequence[int], num_heads: int) -> Iterator[tuple[int, int, sl
 
 def _in_windows(x: Tensor, num_tokens: int, num_heads: int) -> Tensor:
     """A view, ``(windows, heads, N, d)``, of tokens ``(windows*N, heads*d)``."""
-    return x.view(-1, num_tokens, num_heads, x.shape[1] // num_heads).transpose(1, 2)
+    return x.view(x.shape[0] // num_tokens, num_tokens, num_heads, x.shape[1] // num_heads).transpose(1, 2)
 
 
 def _operands(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:

@@ -7,30 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import compat
+from ..shortcuts import is_plain, is_traced, may_keep
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` by `linear`."""
+def apply_linear(layer: nn.Module, x: Tensor, of_gelu: bool = False) -> Tensor:
+    """``layer(x)``, or ``layer(gelu(x))``: by `linear` where the layer is a plain `nn.Linear`, else by calling it.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-    def of_gelu(self, x: Tensor) -> Tensor:
-        """``self(gelu(x))`` that keeps ``x`` alone for backward, and computes the GELU again there.
-
-        Hooks run for a call of the module alone, so with any of them that is made; and a compiler decides by itself
-        what to compute again.
-
-        Args:
-            x (Tensor): (..., in_features).
-
-        Returns:
-            Tensor: (..., out_features).
-        """
-        hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks)
-        if not torch.is_grad_enabled() or _traced() or any(hooks):
-            return self(F.gelu(x))
-        return _Linear.apply(x, self.weight, self.bias, True)
+    Args:
+        layer (nn.Module): a linear layer, or what stands in its place.
+        x (Tensor): (..., in_features).
+        of_gelu (bool): whether the layer takes the GELU of ``x``, which backward computes again instead of keeping it.
+    """
+    if not is_plain(layer, nn.Linear):
+        return layer(F.gelu(x) if of_gelu else x)
+    if of_gelu and torch.is_grad_enabled() and not is_traced():  # a compiler decides by itself what to compute again
+        return _Linear.apply(x, layer.weight, layer.bias, True)
+    return linear(F.gelu(x) if of_gelu else x, layer.weight, layer.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -47,16 +39,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _suits_onednn(*tensors):
-    if _traced() or compat.is_autocast_on_cpu() or not compat.HAS_ONEDNN_LINEAR:
+    if not may_keep() or compat.is_autocast_on_cpu() or not compat.HAS_ONEDNN_LINEAR:
         return False
     if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
     kept = [t for t in tensors if t is not None]
     return all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.device.type == 'cpu' for t in kept)
-
-
-def _traced():
-    return compat.is_compiling() or torch.jit.is_tracing()
 
 
 class _Linear(torch.autograd.Function):

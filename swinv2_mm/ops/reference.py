@@ -30,7 +30,7 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     outs = []
     with torch.autocast(qkv.device.type, enabled=False):
         for group, tokens in zip(groups, qkv.split([group.num_tokens for group in groups])):
-            q, k, v = split_heads(tokens, group, len(table))
+            q, k, v = split_heads(tokens, group, table.shape[0])
             bias = window_bias(table, group.height, group.width)
             weights = torch.softmax(cosine(q) * scale @ cosine(k).transpose(-2, -1) + bias, dim=-1)
             outs.append(merge_heads(F.dropout(weights, dropout).to(v.dtype) @ v))
@@ -39,13 +39,15 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
 
 def split_heads(qkv: Tensor, group: WindowGroup, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, (windows, heads, N, d) each, of the tokens (T, 3 * heads * d) of one group."""
-    qkv = qkv.view(group.count, group.height * group.width, 3, num_heads, -1)
+    dims = qkv.shape[1] // (3 * num_heads)
+    qkv = qkv.view(group.count, group.height * group.width, 3, num_heads, dims)
     return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def merge_heads(out: Tensor) -> Tensor:
     """``(windows, heads, N, d)`` to the tokens ``(windows*N, heads*d)``."""
-    return out.transpose(1, 2).flatten(2).flatten(0, 1)
+    windows, heads, num_tokens, dims = out.shape
+    return out.transpose(1, 2).reshape(windows * num_tokens, heads * dims)
 
 
 def cosine(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import compat
 from ..position_bias import window_bias
 from ..windows import WindowGroup
-from .reference import cosine, merge_heads, split_heads
+from .reference import cosine, merge_heads
 
 ALIGNMENT = 8  # elements; rows of a bias that start elsewhere make the memory-efficient kernel copy it, or refuse it
 
@@ -25,13 +25,20 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     """
     outs = []
     on_cuda = _on_cuda(qkv)
+    num_heads = table.shape[0]
     with torch.autocast(qkv.device.type, enabled=False), compat.kernels_with_bias() if on_cuda else nullcontext():
-        for group, tokens in zip(groups, qkv.split([group.num_tokens for group in groups])):
-            q, k, v = split_heads(tokens, group, len(table))
-            q, k = (cosine(q) * scale).to(v.dtype), cosine(k).to(v.dtype)
+        q, k, v = qkv.view(qkv.shape[0], 3, num_heads, qkv.shape[1] // (3 * num_heads)).unbind(1)  # (T, heads, d)
+        q, k = (cosine(q) * scale.view(num_heads, 1)).to(v.dtype), cosine(k).to(v.dtype)
+        sizes = [group.num_tokens for group in groups]
+        for group, *tokens in zip(groups, *(x.split(sizes) for x in (q, k, v))):
+            windows = (group.count, group.height * group.width)
+            operands = (x.view(*windows, *x.shape[1:]).transpose(1, 2) for x in tokens)  # (windows, heads, N, d)
             bias = window_bias(table, group.height, group.width).to(v.dtype)
             bias = (_aligned(bias) if on_cuda else bias)[None]  # on CPU three dimensions fall to the slow path
-            outs.append(merge_heads(compat.attention_with_bias(q, k, v, bias)))
+            out = compat.attention_with_bias(*operands, bias)
+            if compat.is_exporting():  # what an exporter puts in the place of attention has other strides
+                out = out.clone(memory_format=torch.contiguous_format)
+            outs.append(merge_heads(out))
     return torch.cat(outs)
 
 

@@ -1,0 +1,54 @@
+"""What attention costs, for counters that know only operators of their own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from mmengine.analysis import complexity_analysis
+from mmengine.analysis.jit_handles import get_shape
+
+from . import compat
+
+FORWARD_PRODUCTS = 2  # of N x N x d in a window and head: logits, and weights times values
+BACKWARD_PRODUCTS = 5  # logits again, and the gradients of weights, queries, keys and values
+
+
+def register() -> None:
+    """Have PyTorch's `FlopCounterMode` count our operators, and mmengine's analysis PyTorch's fused attention."""
+    table = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS  # which mmdet's and mmseg's tools take too
+    table.setdefault('aten::scaled_dot_product_attention', _traced_attention)
+    if compat.HAS_CUSTOM_OP:
+        from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+        operators = torch.ops.swinv2_mm
+        if operators.window_attention not in flop_registry:
+            register_flop_formula(operators.window_attention)(_forward)
+            register_flop_formula(operators.window_attention_backward)(_backward)
+
+
+def attention_flops(channels: int, groups: Sequence[int], products: int) -> int:
+    """Multiplications and additions of attention in some windows.
+
+    Args:
+        channels (int): of all heads.
+        groups (Sequence[int]): heights, widths and counts of the windows, one after the other.
+        products (int): how many products of N x N x d there are in a window and head.
+    """
+    pairs = sum(count * (height * width) ** 2 for height, width, count in zip(*(groups[i::3] for i in range(3))))
+    return 2 * products * channels * pairs
+
+
+def _forward(qkv_shape, scale_shape, table_shape, groups, **kwargs):
+    return attention_flops(qkv_shape[1] // 3, groups, FORWARD_PRODUCTS)
+
+
+def _backward(grad_shape, qkv_shape, scale_shape, table_shape, groups, **kwargs):
+    return attention_flops(qkv_shape[1] // 3, groups, BACKWARD_PRODUCTS)
+
+
+def _traced_attention(inputs, outputs):
+    """As mmengine counts: a multiplication and an addition are one."""
+    query, key = (get_shape(value) for value in inputs[:2])  # (windows, heads, N, d)
+    return FORWARD_PRODUCTS * prod(query) * key[-2]
