@@ -23,7 +23,7 @@ from .attention import WindowAttention
 from .checkpoint import load_pretrained
 from .files import CheckpointError
 from .formats import COMPUTED, convert, identify
-from .ops.linear import apply_linear
+from .ops.linear import ONEDNN_ROWS, apply_linear
 from .other_names import refuse_other_names
 from .pretrained_windows import windows_from_tables, windows_stated
 from .shortcuts import is_plain, is_transforming
@@ -221,7 +221,7 @@ class Stage(nn.Module):
         windows = partition(x.shape[0], height, width, self.window_size, shift, x.device)
         if x.device.type != 'cpu' or compat.is_compiling() or torch.jit.is_tracing():
             return [windows]
-        return windows.split(max(PART_SIZE // x.shape[3], 1))
+        return windows.split(max(PART_SIZE // x.shape[3], 1), ONEDNN_ROWS)
 
 
 @MODELS.register_module()

@@ -6,6 +6,7 @@ every window the same size. Cutting each axis into segments of unequal size give
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -41,19 +42,23 @@ class Windows(NamedTuple):
     order: Tensor
     images: Tensor
 
-    def split(self, max_tokens: int) -> list[Windows]:
+    def split(self, max_tokens: int, multiple: int = 1) -> list[Windows]:
         """Parts of whole windows with at most ``max_tokens`` tokens each, or one window where that is larger.
 
-        Without any token there is one part.
+        A part that ends inside a group has a multiple of ``multiple`` tokens of it, if so many fit. Without any token
+        there is one part.
         """
         parts, room = [], 0
         for height, width, count in self.groups:
+            even = multiple // math.gcd(multiple, height * width)  # windows
             while count > 0:
                 fitting = min(count, room // (height * width))
                 if fitting < 1:
                     parts.append([])
                     room = max(max_tokens, height * width)
                     continue
+                if even <= fitting < count:
+                    fitting, room = fitting - fitting % even, 0
                 parts[-1].append(WindowGroup(height, width, fitting))
                 room -= parts[-1][-1].num_tokens
                 count -= fitting

@@ -270,6 +270,9 @@ def test_dynamic_quantization_rounds_and_no_more(build, quiet):
     if 'fbgemm' not in torch.backends.quantized.supported_engines:
         pytest.skip('PyTorch was built without quantized layers')
     backbone, image = build().eval(), images()
+    for name, parameter in backbone.named_parameters():
+        if name.endswith('logit_scale'):
+            parameter.data.zero_()  # large ones would enlarge the rounding
     quantized = torch.ao.quantization.quantize_dynamic(backbone, {nn.Linear})
     linear = [name for name, module in backbone.named_modules() if type(module) is nn.Linear]
     assert linear and all('quantized' in type(quantized.get_submodule(name)).__module__ for name in linear)

@@ -134,6 +134,21 @@ def test_parts_are_whole_windows_in_order_up_to_a_number_of_tokens(height, width
             assert tokens + height * width > max_tokens  # no part ends early
 
 
+@given(st.integers(1, 90), st.integers(1, 90), window_and_shift(13), st.integers(1, 3000), st.sampled_from([16, 256]))
+def test_a_part_that_ends_inside_a_group_has_an_even_number_of_tokens(height, width, window_shift, most, multiple):
+    windows = partition(2, height, width, *window_shift)
+    parts = windows.split(most, multiple)
+    assert torch.equal(torch.cat([part.order for part in parts]), windows.order)
+    for part, following in zip(parts, parts[1:]):
+        last, first = part.groups[-1], following.groups[0]
+        if last[:2] != first[:2]:
+            continue
+        before = sum(group.num_tokens for group in part.groups[:-1])
+        possible = range(1, (most - before) // (last.height * last.width) + 1)
+        even = [n for n in possible if n * last.height * last.width % multiple == 0]
+        assert last.count == max(even or possible or [1])
+
+
 @given(st.integers(1, 35), st.integers(1, 35), window_and_shift(13))
 def test_the_largest_window_has_the_longest_segments(height, width, window_shift):
     parts = partition(1, height, width, *window_shift).split(50)

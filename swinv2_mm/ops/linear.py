@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from .. import compat
 from ..shortcuts import is_plain, is_traced, may_keep
 
+ONEDNN_ROWS = 256
+
 
 def apply_linear(layer: nn.Module, x: Tensor, of_gelu: bool = False) -> Tensor:
     """``layer(x)``, or ``layer(gelu(x))``: by `linear` where the layer is a plain `nn.Linear`, else by calling it.
@@ -29,7 +31,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`; in float32 on CPU by oneDNN, forward and for the gradient of ``x``.
 
     PyTorch itself copies the bias over the output and calls MKL, which takes about 1.2 times as long on the
-    machine that docs/performance.md names. Inductor calls oneDNN too.
+    machine that docs/performance.md names. Inductor calls oneDNN too. oneDNN needs memory for every number of rows that
+    it meets, for good; so it gets those that recur from image to image, multiples of `ONEDNN_ROWS`.
     """
     if not _suits_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
@@ -40,6 +43,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _suits_onednn(*tensors):
     if not may_keep() or compat.is_autocast_on_cpu() or not compat.HAS_ONEDNN_LINEAR:
+        return False
+    if tensors[0].shape[:-1].numel() % ONEDNN_ROWS:
         return False
     if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
