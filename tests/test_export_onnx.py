@@ -167,7 +167,10 @@ def test_a_file_for_one_batch_agrees_with_other_position_biases(run, configs, tr
         (('--window-size', 0), 'window_size must be ints of at least 1 token'),
         (('--part', 'neck', '--cfg-options', 'model.neck=None'), 'model MaskRCNN of'),
         (('--part', 'neck', '--cfg-options', 'model.neck.conv_cfg.type=DCNv2'), 'FPN has ModulatedDeformConv2dPack'),
-        (('--cfg-options', 'model.backbone.arch=giant', 'model.backbone.out_indices=(3,)'), 'an ONNX file holds 2 GiB at most'),
+        (
+            ('--cfg-options', 'model.backbone.arch=giant', 'model.backbone.out_indices=(3,)'),
+            'an ONNX file holds 2 GiB at most',
+        ),
         (('--cfg-options', 'model.backbone.type=ResNet'), 'backbone ResNet of'),
         (('--cfg-options', 'model.backbone.window=4'), 'window is window_size'),
     ],

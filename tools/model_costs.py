@@ -244,9 +244,9 @@ def block_working(block: Block, groups: Sequence[WindowGroup], training: Trainin
 
     On cuda, beside the gradient of the map, the largest of: the gradients of the MLP's output and, twice, of its hidden
     layer; those of attention's output, queries, keys and values, with that of the bias of every window of a group; the
-    same without the bias, while the largest group goes through the normalisation of queries or keys. Before attention
-    the MLP has freed what it kept. On cpu the map's gradient, twice in window order, and what a part of the map needs.
-    With activation checkpointing also what the block keeps without it.
+    same without the bias, in the normalisation of queries or keys. Before attention the MLP has freed what it kept. On
+    cpu the map's gradient, twice in window order, and what a part of the map needs. With activation checkpointing also
+    what the block keeps without it.
     """
     if not trains(block):
         return 0, 0
@@ -261,7 +261,7 @@ def block_working(block: Block, groups: Sequence[WindowGroup], training: Trainin
         return 3 * FLOAT * tokens * channels, of_part + recomputed[1]
     biases = (training.size * block.attn.num_heads * group.count * pairs_of_bias(group) for group in groups)
     product = 4 * branch + max(biases)
-    normalisation = 3 * branch + 5 * FLOAT * channels * max(group.num_tokens for group in groups)
+    normalisation = 3 * branch + 5 * FLOAT * channels * tokens
     freed = branch + training.size * tokens * hidden + norm_kept(block.norm2, tokens)
     attention = max(product, normalisation) - freed
     return FLOAT * tokens * channels + max(mlp, attention) + recomputed[0], recomputed[1]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import compat
 from ..shortcuts import is_plain, is_traced, may_keep
 
-ONEDNN_ROWS = 256
+ONEDNN_ROWS = 256  # whole windows, of which most parts of a map consist, give multiples of it
 
 
 def apply_linear(layer: nn.Module, x: Tensor, of_gelu: bool = False) -> Tensor:
