@@ -1,6 +1,7 @@
 """Inference on bare images: what is written is what the hosts predict, whatever the batch, the folder or the file."""
 
 import errno
+import functools
 import json
 import os
 import re
@@ -9,12 +10,14 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmcv.transforms import BaseTransform
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 from mmengine.structures import InstanceData
 from PIL.PngImagePlugin import PngImageFile
 from pycocotools import mask as rle_codec
@@ -55,6 +58,10 @@ test_dataloader = dict(dataset=dict(pipeline=[
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]))
+"""
+CHANNELS = """
+model.setdefault('backbone', dict())['in_channels'] = {}
+model['data_preprocessor'] = dict(mean=[100.0], std=[60.0], bgr_to_rgb=False)
 """
 PANOPTIC = """_base_ = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py'
 """
@@ -115,17 +122,40 @@ def make_model(text, meta, randomize, folder):
     return config, checkpoint
 
 
+SHAPES_META = {'dataset_meta': {'classes': SHAPES, 'palette': [(i, 200 - i, 40 * i) for i in range(6)]}}
+MODELS_OF = {'detector': (DET.format(DEMO), SHAPES_META), 'segmentor': (SEG, {})}
+
+
 @pytest.fixture(scope='module')
 def detector(randomize, tmp_path_factory):
     """Config and checkpoint of a small instance segmentor that gives 8 detections of low scores on any image."""
-    meta = {'dataset_meta': {'classes': SHAPES, 'palette': [(i, 200 - i, 40 * i) for i in range(6)]}}
-    return make_model(DET.format(DEMO), meta, randomize, tmp_path_factory.mktemp('detector'))
+    return make_model(*MODELS_OF['detector'], randomize, tmp_path_factory.mktemp('detector'))
 
 
 @pytest.fixture(scope='module')
 def segmentor(randomize, tmp_path_factory):
     """Config and checkpoint of a small segmentor of the 150 classes of ADE20K; the checkpoint does not name them."""
-    return make_model(SEG, {}, randomize, tmp_path_factory.mktemp('segmentor'))
+    return make_model(*MODELS_OF['segmentor'], randomize, tmp_path_factory.mktemp('segmentor'))
+
+
+@pytest.fixture(scope='module')
+def model_of(randomize, tmp_path_factory):
+    """Config and checkpoint of a detector or segmentor of images of some channels."""
+
+    @functools.lru_cache(maxsize=None)
+    def model_of(kind, channels):
+        text, meta = MODELS_OF[kind]
+        return make_model(text + CHANNELS.format(channels), meta, randomize, tmp_path_factory.mktemp(kind))
+
+    return model_of
+
+
+@pytest.fixture(scope='module')
+def scene():
+    """A picture of (96, 128, 3), 8 bits, more than a hundredth of it black and as much white, in each channel."""
+    image = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    image[:24, :24], image[:24, 104:] = 0, 255
+    return image
 
 
 @pytest.fixture(scope='module')
@@ -253,6 +283,150 @@ def test_labels_are_those_of_the_hosts_own_inference(run, segmentor, photos, tmp
         assert len(np.unique(labels)) > 3
 
 
+def deep(image):
+    """The same picture in 16 bits of which it takes a small part."""
+    if not hasattr(torch, 'uint16'):
+        pytest.skip('the hosts cannot put images of 16 bits into tensors of this PyTorch')
+    return 1000 + 13 * image.astype(np.uint16)
+
+
+def with_alpha(image):
+    return np.dstack([image, image[:, ::-1, 0]])
+
+
+IMAGES = {  # what loads the file, what is in it, and whether the picture is that of the first channel alone
+    'grey.png': ('grayscale', lambda scene: scene[..., 0], True),
+    'grey16.png': ('unchanged', lambda scene: deep(scene[..., 0]), True),
+    'float.tif': ('unchanged', lambda scene: scene[..., 0] / np.float32(255), True),
+    'alpha.png': ('unchanged', with_alpha, False),
+    'colour16.png': ('unchanged', deep, False),
+    'alpha16.png': ('unchanged', lambda scene: deep(with_alpha(scene)), False),
+}
+
+
+TRANSPARENT = {'visualizer.alpha': 0.0, 'visualizer.name': 'transparent'}  # classes; mmengine keeps one of each name
+
+
+def host_inference(kind, model, path, options):
+    """What the host's own function for one image gives."""
+    import mmdet.apis
+    import mmseg.apis
+
+    cfg = launch.load_config(model[0], options)
+    cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline  # where mmseg looks
+    weights = torch.load(model[1], weights_only=False)['state_dict']
+    if kind == 'detector':
+        built = mmdet.apis.init_detector(cfg, None, palette='random', device='cpu')
+        built.load_state_dict(weights)
+        return mmdet.apis.inference_detector(built, str(path)).pred_instances
+    built = mmseg.apis.init_model(cfg, None, device='cpu')
+    built.load_state_dict(weights)
+    return mmseg.apis.inference_model(built, str(path)).pred_sem_seg.data[0].numpy()
+
+
+def as_arguments(options):
+    return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+
+
+@pytest.mark.parametrize('name', IMAGES)
+@pytest.mark.parametrize('kind', ['detector', 'segmentor'])
+def test_images_of_any_channels_and_depth(run, model_of, scene, tmp_path, kind, name):
+    color_type, content, is_grey = IMAGES[name]
+    array = content(scene)
+    cv2.imwrite(str(tmp_path / name), array)
+    model = model_of(kind, array.shape[2] if array.ndim == 3 else 1)
+    options = {'test_dataloader.dataset.pipeline.0.color_type': color_type}
+    expected = host_inference(kind, model, tmp_path / name, options)
+    if kind == 'detector':
+        assert run(*model, tmp_path / name, '--out', tmp_path / '0', '--score-thr', 0, *as_arguments(options))[0] == 0
+        found = read_json(tmp_path / '0/predictions.json')
+        assert [result['category_id'] - 1 for result in found] == expected.labels.tolist()
+        assert [result['score'] for result in found] == pytest.approx(expected.scores.tolist(), abs=1e-6)
+        boxes = np.array([result['bbox'] for result in found])
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(boxes, expected.bboxes, atol=1e-3)
+    else:
+        options.update(TRANSPARENT)
+    # an overlay without anything in it
+    assert run(*model, tmp_path / name, '--out', tmp_path, '--score-thr', 1, *as_arguments(options))[0] == 0
+    if kind == 'segmentor':
+        labels = cv2.imread(str(tmp_path / 'labels' / f'{Path(name).stem}.png'), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(labels, expected)
+        assert len(np.unique(labels)) > 3
+    overlay = cv2.imread(str(tmp_path / 'overlays' / f'{Path(name).stem}.png'), cv2.IMREAD_UNCHANGED)
+    assert (overlay.dtype, overlay.shape) == (np.uint8, (96, 128, 3))
+    picture = scene[..., :1].repeat(3, axis=2) if is_grey else scene
+    assert np.abs(overlay.astype(int) - picture).max() <= (array.dtype != np.uint8)  # rounding
+
+
+@pytest.mark.parametrize('loader', ['gdal', 'tifffile'])
+@pytest.mark.parametrize('channels', [2, 5])
+def test_images_of_many_bands(run, model_of, scene, monkeypatch, tmp_path, loader, channels):
+    bands = deep(np.dstack([scene[..., ::-1], scene[:, ::-1, :2]])[..., 5 - channels :])
+    if loader == 'tifffile':
+        path = tmp_path / 'x.tif'
+        pytest.importorskip('tifffile').imwrite(path, bands, photometric='minisblack', planarconfig='contig')
+        options = {'test_dataloader.dataset.pipeline.0.imdecode_backend': 'tifffile'}
+    else:
+        import mmseg.datasets.transforms.loading as loading
+
+        path = tmp_path / 'x.npy'
+        np.save(path, bands.transpose(2, 0, 1))
+        stub = SimpleNamespace(Open=lambda path: SimpleNamespace(ReadAsArray=lambda: np.load(path)))
+        monkeypatch.setattr(loading, 'gdal', stub)
+        options = {'test_dataloader.dataset.pipeline.0.type': 'LoadSingleRSImageFromFile'}
+    model = model_of('segmentor', channels)
+    expected = host_inference('segmentor', model, path, options)
+    arguments = as_arguments({**options, **TRANSPARENT})
+    assert run(*model, path, '--out', tmp_path, *arguments)[0] == 0
+    assert np.array_equal(cv2.imread(str(tmp_path / 'labels/x.png'), cv2.IMREAD_UNCHANGED), expected)
+    overlay = cv2.imread(str(tmp_path / 'overlays/x.png'), cv2.IMREAD_UNCHANGED)
+    picture = scene if channels == 5 else scene[:, ::-1, :1].repeat(3, axis=2)  # the bands were red, green, blue, ...
+    assert np.abs(overlay.astype(int) - picture).max() <= 1
+    code, lines = run(*model, path, '--out', tmp_path, '--max-pixels', 96 * 128 - 1, *arguments)
+    assert (code, lines[-1]) == (1, f'skipped {path}: its 128 x 96 pixels are more than --max-pixels 12287')
+
+
+@pytest.mark.filterwarnings('error')  # such as of NaN that becomes an integer
+def test_pictures_of_odd_values_can_be_seen(load_tool):
+    to_picture = load_tool('pictures').to_picture
+    image = np.zeros((50, 60), np.uint16)
+    image[20, 30] = 40000  # less than a hundredth
+    assert np.array_equal(to_picture(image, is_rgb=False)[..., 0], image // 40000 * 255)
+    assert not to_picture(np.full((1, 1), 7000, np.uint16), is_rgb=False).any()
+    image = np.linspace(-1, 1, 3000, dtype=np.float32).reshape(50, 60)
+    image[:5], image[45:], image[5, 0] = np.nan, np.inf, -1e6
+    picture = to_picture(image, is_rgb=True)
+    assert not picture[:5].any() and picture[45:].min() == 255
+    assert picture[24, 59, 0] == picture[25, 0, 0] == 127  # the middle of what is left, less an outlier
+    assert not to_picture(image * np.nan, is_rgb=True).any()
+
+
+def test_an_overlay_is_of_the_image_as_loaded(run, infer, detector, photos, monkeypatch, tmp_path):
+    class Erase(BaseTransform):
+        def transform(self, results):
+            results['img'][:] = 0
+            return results
+
+    monkeypatch.setitem(TRANSFORMS._module_dict, 'Erase', Erase)
+    cfg = launch.load_config(detector[0])
+    cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='Erase'))
+    cfg.dump(tmp_path / 'config.py')
+    assert run(tmp_path / 'config.py', detector[1], photos / 'a.png', '--out', tmp_path, '--score-thr', 1)[0] == 0
+    assert np.array_equal(cv2.imread(str(tmp_path / 'overlays/a.png')), cv2.imread(str(photos / 'a.png')))
+
+
+@pytest.mark.parametrize('kind', ['detector', 'segmentor'])
+def test_an_image_of_one_pixel(request, run, tmp_path, kind):
+    model = request.getfixturevalue(kind)
+    cv2.imwrite(str(tmp_path / 'x.png'), np.full((1, 1, 3), 200, np.uint8))
+    assert run(*model, tmp_path / 'x.png', '--out', tmp_path, '--score-thr', 0)[0] == 0
+    assert cv2.imread(str(tmp_path / 'overlays/x.png')).shape == (1, 1, 3)
+    if kind == 'segmentor':
+        labels = cv2.imread(str(tmp_path / 'labels/x.png'), cv2.IMREAD_UNCHANGED)
+        assert labels == host_inference(kind, model, tmp_path / 'x.png', {})
+
+
 def test_labels_beyond_8_bits_are_written_in_16(infer):
     labels = torch.tensor([[0, 255], [256, 299]])
     png = np.frombuffer(infer.encode_labels(labels, 300), np.uint8)
@@ -326,6 +500,45 @@ def fail_on(infer, monkeypatch):
         monkeypatch.setattr(infer, 'build_model', build_failing)
 
     return fail_on
+
+
+def test_an_image_that_cannot_be_drawn_leaves_nothing(run, infer, segmentor, photos, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise ValueError('too large to draw')
+
+    monkeypatch.setattr(infer.VISUALIZERS.get('mmseg.SegLocalVisualizer'), 'add_datasample', fail)
+    code, lines = run(*segmentor, photos / 'a.png', '--out', tmp_path)
+    assert (code, lines[-1]) == (1, f'skipped {photos}/a.png: too large to draw')
+    assert written(tmp_path) == []
+
+
+def test_empty_results_are_evaluated_as_the_tool_says(infer, detector, photos, monkeypatch, capfd, tmp_path):
+    def output(threshold):
+        arguments = (*detector, photos, '--out', tmp_path, '--score-thr', threshold)
+        monkeypatch.setattr(sys, 'argv', ['infer', *map(str, arguments)])
+        with pytest.raises(SystemExit, match='0'):
+            infer.main()
+        return capfd.readouterr().out
+
+    assert 'pycocotools' not in output(0)
+    results = read_json(tmp_path / 'predictions.json')
+    info = read_json(tmp_path / 'image_info.json')
+    truth = tmp_path / 'truth.json'
+    area = {'area': 100, 'iscrowd': 0}
+    truth.write_text(json.dumps({**info, 'annotations': [{**result, **area, 'id': 1} for result in results[:1]]}))
+
+    assert "predictions.json is an empty list, which pycocotools does not load; evaluate COCO('image_info.json')" in (
+        output(1)
+    )
+    assert read_json(tmp_path / 'predictions.json') == []
+    with pytest.raises(IndexError):
+        COCO(str(truth)).loadRes(str(tmp_path / 'predictions.json'))
+    for kind in ('bbox', 'segm'):
+        evaluation = COCOeval(COCO(str(truth)), COCO(str(tmp_path / 'image_info.json')), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert evaluation.stats[0] == 0
 
 
 @pytest.mark.parametrize('size', [1, 4])
@@ -454,6 +667,27 @@ def bomb(width, height):
     data = b''.join(compress.compress(row * 1000) for _ in range(height // 1000)) + compress.flush()
     header = struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+
+
+def tiff_header(width, height, *, order='<', big=False):
+    """A TIFF of 5 channels of 16 bits, of which there is no more than the header."""
+    letters, word, kind = {'<': b'II', '>': b'MM'}[order], 'Q' if big else 'L', 16 if big else 4
+    start = letters + (struct.pack('<HHHQ', 43, 8, 0, 16) if big else struct.pack(f'{order}HL', 42, 8))
+    values = {256: width, 257: height, 258: 16, 259: 1, 262: 1, 277: 5}
+    entries = [struct.pack(f'{order}HH{word}{word}', tag, kind, 1, value) for tag, value in values.items()]
+    return start + struct.pack(f'{order}{"Q" if big else "H"}', len(entries)) + b''.join(entries) + bytes(8)
+
+
+@pytest.mark.parametrize('variant', [{}, {'order': '>'}, {'big': True}])
+def test_a_tiff_that_pillow_does_not_know_is_skipped_before_it_is_decoded(infer, tmp_path, variant):
+    path = tmp_path / 'x.tif'
+    path.write_bytes(tiff_header(60000, 50000, **variant))
+    with pytest.raises(ValueError, match=r'its 60000 x 50000 pixels are more than --max-pixels 50000000'):
+        infer.check_whole(path, infer.MAX_PIXELS)
+    infer.check_whole(path, 60000 * 50000)
+    for length in range(1, path.stat().st_size, 7):  # too short to tell
+        (tmp_path / 'y.tif').write_bytes(path.read_bytes()[:length])
+        infer.check_whole(tmp_path / 'y.tif', 60000 * 50000)
 
 
 def test_a_bomb_is_skipped_before_it_is_decoded(infer, monkeypatch, tmp_path):
@@ -659,6 +893,28 @@ def test_what_is_not_supported_says_so(fails, infer, tmp_path):
     config.write_text("default_scope = 'mmdet'\nmodel = dict(type='X')\n")
     line = fails(config, 'x.pth', 'x.jpg', '--out', tmp_path / 'out')
     assert f'the test pipeline of {config} does not start with loading an image' in line
+
+
+def test_a_pipeline_that_cannot_be_built_or_used_says_so(run, fails, infer, detector, photos, monkeypatch, tmp_path):
+    step, out = 'test_dataloader.dataset.pipeline', ('--out', tmp_path / 'out')
+    cfg = launch.load_config(detector[0])
+    cfg.test_dataloader.dataset.pipeline[1] = dict(type='NoSuch')
+    cfg.dump(tmp_path / 'config.py')
+    line = fails(tmp_path / 'config.py', detector[1], photos, *out)
+    assert re.search(f'the test pipeline of {tmp_path}/config.py cannot be built: .*NoSuch is not in', line)
+
+    monkeypatch.setattr(infer.importlib.util, 'find_spec', lambda name: None)
+    line = fails(*detector, photos, *out, '--cfg-options', f'{step}.0.imdecode_backend=tifffile')
+    assert line == "error: imdecode_backend='tifffile' needs a package: pip install tifffile"
+
+    several = [[dict(type='Resize', scale=(96, 96))], [dict(type='PackDetInputs')]]
+    cfg.test_dataloader.dataset.pipeline[1:] = [dict(type='TestTimeAug', transforms=several)]
+    cfg.dump(tmp_path / 'config.py')
+    code, lines = run(tmp_path / 'config.py', detector[1], photos / 'a.png', photos / 'b.png', *out)
+    assert code == 1
+    assert [line.split(' the test pipeline fails on ')[0] for line in lines if line.startswith('skipped')] == [
+        f'skipped {photos}/{name}.png:' for name in 'ab'
+    ]
 
 
 def test_panoptic_models_give_instances_of_things(infer):

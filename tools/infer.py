@@ -3,12 +3,18 @@
 DIR gets overlays/, the images with what was found drawn in, and
 
   of a detector, instance masks included:
-    predictions.json  COCO results, a list that pycocotools loads with COCO(...).loadRes(...)
+    predictions.json  COCO results, a list that pycocotools loads with COCO(...).loadRes(...). It does not load an empty
+                      one: where nothing was found, evaluate COCO('image_info.json') in place of what loadRes gives
     image_info.json   the images and categories of these ids, as COCO publishes them for images without annotations
   of a segmentor:
     labels/           PNGs of the images' size whose values are the model's classes, counted from 0, in 8 bits, or in
                       16 where there are more than 256. Where it was trained with reduce_zero_label, as on ADE20K,
                       the data set's own values are larger by 1.
+
+Images may have any channels and depth that the config's test pipeline loads, as with color_type='unchanged' or with
+imdecode_backend='tifffile'. Overlays show the first three channels as blue, green and red, or, where tifffile or GDAL
+loads them, as red, green and blue; of one or two the first, in grey. Whole numbers from 0 to 255 are shown as they are,
+others scaled: the darkest hundredth of an image is black, the brightest white.
 
 Ids are those of the config's test annotations where that file is there and lists the classes, or all of the images.
 Else category ids are the official ones for the 80 classes of COCO, and count from 1 for others; an image id is the
@@ -30,6 +36,7 @@ import ending  # isort: split
 import argparse
 import glob
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -47,7 +54,8 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import InstanceData
-from PIL import Image, UnidentifiedImageError
+from mmengine.visualization import Visualizer
+from pictures import check_pixels, check_whole, to_picture
 from progress import track
 from torch import nn
 from writing import check_folder, whole
@@ -64,21 +72,15 @@ INTERVAL = 10  # seconds between two writings of all results
 MAX_PIXELS = 50_000_000
 SHARE = 0.1  # of the time, at most, goes into writing them
 
-Image.MAX_IMAGE_PIXELS = None  # --max-pixels takes its place
-
 
 class Prepared(NamedTuple):
     """An image on its way into the model."""
 
     name: str  # path, relative to the folder of all inputs
     path: Path
-    image: np.ndarray  # (H, W, 3), BGR, as loaded
+    picture: np.ndarray  # (H, W, 3), RGB, 8 bits: the image as loaded, to draw on
     data: dict  # what the test pipeline gives: inputs, data_samples
-
-    @property
-    def shapes(self):
-        """What images of one batch share: then none is padded, and each gives what it gives alone."""
-        return self.image.shape, self.data['inputs'].shape
+    shapes: tuple  # what images of one batch share: then none is padded, and each gives what it gives alone
 
 
 def parse_args(argv=None):
@@ -151,10 +153,10 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
     check_device(args.device)
     cfg = launch.load_config(args.config, args.cfg_options)
     check_supported(cfg, args.config)
-    if 'backbone' in cfg.model:
-        launch.set_initial_weights(cfg, 'none')
+    launch.drop_initial_weights(cfg)
     launch.check_backbone(cfg)
     init_default_scope(cfg.default_scope)
+    build_pipeline(cfg)
     meta = class_meta(cfg, read_checkpoint(args.checkpoint))
     if args.max_pixels is None:
         args.max_pixels = pixels_that_fit(cfg, len(meta['classes']), args.device)
@@ -184,7 +186,7 @@ def check_device(device: str) -> None:
 def check_supported(cfg: Config, path: str) -> None:
     """Check that the config says how images are loaded, and that the model gives no panoptic maps."""
     pipeline = test_dataset(cfg).get('pipeline')
-    if not pipeline or 'LoadImage' not in str(pipeline[0].get('type')):
+    if not pipeline or not re.search('LoadImage|LoadSingleRSImage', str(pipeline[0].get('type'))):
         raise ValueError(f'the test pipeline of {path} does not start with loading an image')
     if 'panoptic_fusion_head' in cfg.model and (cfg.model.get('test_cfg') or {}).get('panoptic_on', True):
         raise ValueError(
@@ -284,8 +286,19 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     return model.to(device).eval()
 
 
+def build_pipeline(cfg: Config) -> tuple[Compose, Compose]:
+    """The step of the test pipeline that loads an image, and those after it, less its annotations."""
+    steps = [step for step in test_dataset(cfg).pipeline if 'Annotation' not in str(step.type)]
+    if steps[0].get('imdecode_backend') == 'tifffile' and not importlib.util.find_spec('tifffile'):
+        raise ValueError("imdecode_backend='tifffile' needs a package: pip install tifffile")
+    try:
+        return Compose(steps[:1]), Compose(steps[1:])
+    except Exception as error:  # each transform has its own
+        raise ValueError(f'the test pipeline of {cfg.filename} cannot be built: {describe(error)}') from error
+
+
 def read_images(images: dict[str, Path], cfg: Config, max_pixels: int, skipped: dict[Path, str]) -> Iterator[Prepared]:
-    """Read images and prepare them with the test pipeline of a config, less its annotations.
+    """Read images and prepare them with the test pipeline of a config.
 
     Args:
         images (dict): paths by name.
@@ -293,41 +306,33 @@ def read_images(images: dict[str, Path], cfg: Config, max_pixels: int, skipped: 
         max_pixels (int): an image of more is skipped.
         skipped (dict): gets the path of each image that can't be read or prepared, and the reason.
     """
-    steps = [step for step in test_dataset(cfg).pipeline if 'Annotation' not in str(step.type)]
-    load, transform = Compose(steps[:1]), Compose(steps[1:])
+    load, transform = build_pipeline(cfg)
+    is_rgb = keeps_order(test_dataset(cfg).pipeline[0])
     for name, path in track(list(images.items())):
         failing = ''
         try:
             check_whole(path, max_pixels)
             loaded = load(dict(img_path=str(path), img_id=name))
-            failing = 'the test pipeline fails on {1} x {0} pixels: '.format(*loaded['img'].shape)
-            prepared = Prepared(name, path, loaded['img'].copy(), transform(loaded))
+            height, width = loaded['img'].shape[:2]
+            check_pixels(width, height, max_pixels)
+            picture = to_picture(loaded['img'], is_rgb)  # now, as transforms may change the image in place
+            failing = f'the test pipeline fails on {width} x {height} pixels: '
+            data = transform(loaded)
+            prepared = Prepared(name, path, picture, data, (picture.shape, data['inputs'].shape))
         except Exception as error:  # decoders raise all kinds
             skipped[path] = failing + describe(error)
         else:
             yield prepared
 
 
+def keeps_order(loader: ConfigDict) -> bool:
+    """Whether a loader leaves the channels in the order of the file; others give BGR."""
+    return loader.get('imdecode_backend') == 'tifffile' or 'RSImage' in str(loader.type)
+
+
 def describe(error: Exception) -> str:
     """The reason that an error gives, in a line."""
     return str(error).strip().split('\n')[0] or type(error).__name__
-
-
-def check_whole(path: Path, max_pixels: int) -> None:
-    """Raise an error for what OpenCV decodes as far as it goes, a truncated JPEG above all, and for an empty file.
-
-    And, before anything is decoded, for an image of too many pixels.
-    """
-    if not path.stat().st_size:
-        raise ValueError('the file is empty')
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ValueError(f'its {width} x {height} pixels are more than --max-pixels {max_pixels}')
-            image.load()
-    except UnidentifiedImageError:
-        pass  # a format that OpenCV may know all the same
 
 
 def batches(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
@@ -464,6 +469,14 @@ def write_results(out: Path, done: list[tuple[dict, list[dict]]], categories: li
         last.write_text(json.dumps(results))
 
 
+def build_visualizer(cfg: Config, meta: dict) -> Visualizer:
+    """The visualizer of a config or else of the host, which draws classes in the colors of ``meta``."""
+    kind = 'DetLocalVisualizer' if cfg.default_scope == 'mmdet' else 'SegLocalVisualizer'
+    visualizer = VISUALIZERS.build(dict(cfg.get('visualizer') or dict(type=kind), vis_backends=None))
+    visualizer.dataset_meta = meta
+    return visualizer
+
+
 @torch.no_grad()
 def infer(
     model: nn.Module, cfg: Config, images: dict[str, Path], meta: dict, args: argparse.Namespace
@@ -476,47 +489,42 @@ def infer(
     Raises:
         OSError: a file can't be written; its ``filename`` is the path.
     """
-    out, stems, skipped = Path(args.out), output_stems(images), {}
+    out, stems, skipped, done = Path(args.out), output_stems(images), {}, []
     is_detector = cfg.default_scope == 'mmdet'
     if is_detector:
         annotations = read_annotations(cfg)
         categories, image_ids = list_categories(meta, annotations), list_image_ids(list(images), annotations)
-    kind = 'DetLocalVisualizer' if is_detector else 'SegLocalVisualizer'
-    visualizer = VISUALIZERS.build(dict(cfg.get('visualizer') or dict(type=kind), vis_backends=None))
-    visualizer.dataset_meta = meta
+    visualizer = build_visualizer(cfg, meta)
     threshold = {'pred_score_thr': -1} if is_detector else {}  # all that is left is drawn
 
-    def write(name, image, sample):
-        """Write what there is for an image alone. Returns its predictions, those of a detector."""
-        found = []
+    def write(name, picture, sample):
+        """Draw what is found in an image. Write labels; keep detections in ``done``."""
         if is_detector:
             instances = sample.pred_instances
             sample.pred_instances = instances[instances.scores >= args.score_thr]
-            found = coco_results(sample.pred_instances, image_ids[name], categories)
+        extension = Path(name).suffix if name.lower().endswith(('.jpg', '.jpeg')) else '.png'
+        with whole(out / OVERLAYS / f'{stems[name]}{extension}') as partial:
+            # in NumPy's arrays: mmseg takes a tensor of 1 x 1 labels for an index
+            visualizer.add_datasample(name, picture, sample.numpy(), draw_gt=False, out_file=str(partial), **threshold)
+        if is_detector:
+            height, width = picture.shape[:2]
+            image = {'id': image_ids[name], 'file_name': name, 'width': width, 'height': height}
+            done.append((image, coco_results(sample.pred_instances, image_ids[name], categories)))
         else:
             labels = sample.pred_sem_seg.data[0]  # (H, W)
             with whole(out / LABELS / f'{stems[name]}.png') as partial:
                 partial.write_bytes(encode_labels(labels, len(meta['classes'])))
-        extension = Path(name).suffix if name.lower().endswith(('.jpg', '.jpeg')) else '.png'
-        with whole(out / OVERLAYS / f'{stems[name]}{extension}') as partial:
-            visualizer.add_datasample(name, image[..., ::-1], sample, draw_gt=False, out_file=str(partial), **threshold)
-        return found
 
-    done, due = [], time.monotonic() + INTERVAL  # of a detector
+    due = time.monotonic() + INTERVAL
     try:
         for batch in batches(read_images(images, cfg, args.max_pixels, skipped), args.batch_size):
             for item, sample in predict(model, batch, skipped):
                 try:
-                    found = write(item.name, item.image, sample.cpu())
+                    write(item.name, item.picture, sample.cpu())
                 except OSError:
                     raise
                 except Exception as error:  # such as out of memory
                     skipped[item.path] = describe(error)
-                    continue
-                if is_detector:
-                    height, width = item.image.shape[:2]
-                    image = {'id': image_ids[item.name], 'file_name': item.name, 'width': width, 'height': height}
-                    done.append((image, found))
             if is_detector and time.monotonic() >= due:
                 started = time.monotonic()
                 write_results(out, done, categories)
@@ -528,6 +536,11 @@ def infer(
         raise
     if is_detector:
         write_results(out, done, categories)
+        if not any(found for _, found in done):
+            print(
+                f'nothing scores {args.score_thr} or more: predictions.json is an empty list, which pycocotools does '
+                "not load; evaluate COCO('image_info.json') in its place"
+            )
     return skipped
 
 
