@@ -25,7 +25,7 @@ from .files import CheckpointError
 from .formats import COMPUTED, convert, identify
 from .ops.linear import ONEDNN_ROWS, apply_linear
 from .other_names import refuse_other_names
-from .pretrained_windows import windows_from_tables, windows_stated
+from .pretrained_windows import MAX_WINDOW, windows_from_tables, windows_stated
 from .shortcuts import is_plain, is_transforming
 from .windows import Windows, largest_window, map_windows, partition
 
@@ -506,8 +506,8 @@ def _per_stage(name, sizes, num_stages):
     per_stage = tuple(sizes) if isinstance(sizes, (Sequence, np.ndarray)) else (sizes,) * num_stages
     if len(per_stage) != num_stages:
         raise ValueError(f'{name} must be an int or {num_stages} ints, one per stage, got {sizes!r}')
-    if not all(isinstance(size, Integral) and size >= 1 for size in per_stage):
-        raise ValueError(f'{name} must be ints of at least 1 token, got {sizes!r}')
+    if not all(isinstance(size, Integral) and 1 <= size <= MAX_WINDOW for size in per_stage):
+        raise ValueError(f'{name} must be ints of at least 1 token and at most {MAX_WINDOW}, got {sizes!r}')
     return tuple(int(size) for size in per_stage)
 
 

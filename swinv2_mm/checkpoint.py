@@ -13,13 +13,14 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .arch import infer_arguments, parameter_shapes, parse_arch
+from .arch import arch_argument, infer_arguments, parameter_shapes, parse_arch
 from .files import CheckpointError, local_path, printable, read_checkpoint
 from .formats import Converted, convert
 from .position_bias import resize_table, table_window
 from .pretrained_windows import TrainedWindows, infer_windows
 
 PATCH_FILTERS = 'patch_embed.proj.weight'
+UNBUILT = 'of a stage after the last of out_indices, which is not built'
 BIAS_TABLE = 'attn.relative_position_bias_table.weight'
 
 
@@ -105,8 +106,13 @@ def load_pretrained(
     Raises:
         CheckpointError: the file can't be read (`read_checkpoint`), holds no Swin V2 or one that does not fit the
             backbone, or nothing says which windows it was trained with.
+        ValueError: the backbone is on the meta device.
     """
     weights, report = fit_pretrained(backbone, source, allow_missing, prefix)
+    if any(parameter.is_meta for parameter in backbone.parameters()):
+        raise ValueError(
+            "the backbone is on the meta device, where there are no values: call backbone.to_empty(device='cpu') before"
+        )
     backbone.load_state_dict(weights, strict=False)
     print_log(str(report), logger='current')
     return report
@@ -173,10 +179,9 @@ def convert_with_windows(checkpoint: Mapping, path: str | None, prefix: str = ''
     arguments = infer_arguments(converted.weights)
     if arguments is None:  # incomplete: the rest tells nothing, and fits no backbone
         return converted, TrainedWindows()
-    arch = parse_arch(arguments['arch'])
     if arguments['position_bias'] == 'parameterized':
-        return converted, _windows_of_parameterized(converted.weights, len(arch.depths))
-    return converted, infer_windows(stated, converted.tables, path, arch, arguments['patch_size'])
+        return converted, _windows_of_parameterized(converted.weights, len(parse_arch(arguments['arch']).depths))
+    return converted, infer_windows(stated, converted.tables, path, arguments)
 
 
 def check_complete(converted: Converted, windows: TrainedWindows) -> dict:
@@ -201,7 +206,7 @@ def check_complete(converted: Converted, windows: TrainedWindows) -> dict:
     for i in range(len(arch.depths)):
         if any(name.startswith(f'norm{i}.') for name in weights):
             shapes.update(dict.fromkeys((f'norm{i}.weight', f'norm{i}.bias'), (arch.embed_dims * 2**i,)))
-    _check_names(shapes, weights, arguments)
+    _check_names(shapes, weights, arguments, arguments)
     for name, value in weights.items():
         _check_values(name, value, value.dtype)
     return arguments
@@ -257,8 +262,9 @@ def fit(
     """
     weights, rearranged, left_out, initial = _fit(backbone, converted, allow_missing)
     if backbone.position_bias != 'parameterized':
-        if len(windows.pretrained_window_sizes or ()) == len(backbone.window_size):
-            weights['pretrained_windows'] = torch.tensor(windows.pretrained_window_sizes)
+        pretrained_windows = backbone.of_built_stages(windows.pretrained_window_sizes or ())
+        if pretrained_windows:
+            weights['pretrained_windows'] = torch.tensor(pretrained_windows)
         elif not backbone.pretrained_windows_given:
             raise CheckpointError(
                 'nothing says the windows that each stage was trained with: pass pretrained_window_sizes, for '
@@ -273,7 +279,12 @@ def _fit(backbone, converted, allow_missing):
         if not any(is_in(name, (allowed,)) for name in own):
             raise CheckpointError(f'allow_missing names {allowed!r}, and the backbone has no such parameter or module')
     weights, rearranged, left_out = {}, dict(converted.rearranged), dict(converted.left_out)
+    theirs = infer_arguments(converted.weights)
+    unbuilt = _unbuilt(backbone, theirs)
     for name, value in converted.weights.items():
+        if is_in(name, unbuilt):
+            left_out[converted.names.get(name, name)] = UNBUILT
+            continue
         norm = re.match(r'norm(\d)\.(weight|bias)$', name)
         if norm and int(norm[1]) < len(backbone.window_size) and name not in own:
             left_out[converted.names.get(name, name)] = 'norm of a stage that the backbone does not return'
@@ -291,10 +302,19 @@ def _fit(backbone, converted, allow_missing):
         weights[name] = value
     initial = _find_initial(own, weights, allow_missing)
     shapes = {name: tuple(value.shape) for name, value in own.items() if name not in initial}
-    _check_names(shapes, weights, infer_arguments(own))
+    _check_names(shapes, weights, theirs, dict(infer_arguments(own) or {}, arch=arch_argument(backbone.arch)))
     for name, value in weights.items():
         _check_values(name, value, own[name].dtype)
     return weights, {name: rearranged[name] for name in weights if name in rearranged}, left_out, initial
+
+
+def _unbuilt(backbone, theirs):
+    """The modules that a file of these arguments has and a backbone of as many stages does not build."""
+    num_stages, built = len(backbone.arch.depths), len(backbone.layers)
+    if not theirs or len(parse_arch(theirs['arch']).depths) != num_stages or built == num_stages:
+        return []
+    later = range(built, num_stages)
+    return [f'layers.{built - 1}.downsample', *(f'layers.{i}' for i in later), *(f'norm{i}' for i in later)]
 
 
 def _find_initial(own, weights, allow_missing):
@@ -316,14 +336,16 @@ def is_in(name: str, allowed: Sequence[str]) -> bool:
     return any(name == other or name.startswith(f'{other}.') for other in allowed)
 
 
-def _check_names(shapes, weights, ours):
-    """Check that weights are those of the shapes by name, all and no other; ``ours`` are the backbone's arguments."""
+def _check_names(shapes, weights, theirs, ours):
+    """Check that weights are those of the shapes by name, all and no other.
+
+    ``theirs`` are the arguments that the file shows, None where it shows none, and ``ours`` those of the backbone.
+    """
     lacking = [name for name in shapes if name not in weights]
     unknown = [name for name in weights if name not in shapes]
     misshapen = [name for name in shapes if name in weights and shapes[name] != weights[name].shape]
     if not lacking and not unknown and not misshapen:
         return
-    theirs = infer_arguments(weights)
     differences = [key for key in ours if theirs and theirs[key] != ours[key]]
     if differences:
         sides = [', '.join(f'{key}={arguments[key]!r}' for key in differences) for arguments in (theirs, ours)]
@@ -345,11 +367,14 @@ def _check_names(shapes, weights, ours):
 
 def _check_values(name, value, dtype):
     """Check that a weight is finite in the dtype that it is loaded to."""
-    values = value.to(dtype)
-    if values.element_size() < 4:
-        values = values.float()  # isfinite knows no float8
-    if not values.isfinite().all():
+    if not all_finite(value.to(dtype)):
         raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether a tensor of any dtype holds neither NaN nor infinity."""
+    is_small = values.is_floating_point() and values.element_size() < 4
+    return bool((values.float() if is_small else values).isfinite().all())  # which knows no float8
 
 
 def some(names: Sequence[str]) -> str:

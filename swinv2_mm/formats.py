@@ -137,7 +137,7 @@ def unwrap(checkpoint: Mapping, prefix: str = '') -> tuple[dict[str, Tensor], li
         checkpoint = checkpoint[wrapper]
         wrappers.append(wrapper)
     tensors = {
-        name: value.detach()
+        name: Tensor.detach(value)  # without its attributes, which torch.load takes from a file
         for name, value in checkpoint.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }

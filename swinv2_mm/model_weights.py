@@ -13,7 +13,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from .backbone import SwinTransformerV2
-from .checkpoint import convert_with_windows, count, fit, is_in, naming, some
+from .checkpoint import UNBUILT, all_finite, convert_with_windows, count, fit, is_in, naming, some
 from .files import CheckpointError, printable
 from .formats import COMPUTED, unwrap
 
@@ -169,7 +169,7 @@ def _check_whole(report, backbones, transfer, allow_missing):
         if not any(is_in(name, list(backbones)) for name in loaded):
             cure += '; the weights of a backbone alone are loaded by --checkpoint'
         raise CheckpointError(f'it lacks {some(lacking)}: {cure}')
-    unknown = [name for name, why in report.left_out.items() if why != COMPUTED]
+    unknown = [name for name, why in report.left_out.items() if why not in (COMPUTED, UNBUILT)]
     if unknown and not transfer:
         raise CheckpointError(f'it has {some(unknown)}, which the model does not have: it is not of this config')
 
@@ -183,5 +183,5 @@ def _check_kind(name, value: Tensor, own: Tensor):
     if not own.is_floating_point():
         if not torch.equal(cast.to(value.dtype), value):
             raise CheckpointError(f'{name} holds numbers that {own.dtype} does not: it is damaged')
-    elif not cast.isfinite().all() and (own is value or own.isfinite().all()):
+    elif not all_finite(cast) and (own is value or all_finite(own)):
         raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')

@@ -46,6 +46,7 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         options.update({name: value for name, value in (paramwise_cfg or {}).items() if value is not None})
         super().__init__(optim_wrapper_cfg, options)
+        self.optimizer_cfg = dict(self.optimizer_cfg)  # a ConfigDict makes ones of the groups, which no compiler reads
         self.decay_rate, self.custom_keys = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['custom_keys']
         if self.base_lr is None or self.base_wd is None:
             raise ValueError(f'optimizer must have lr and weight_decay, got {self.optimizer_cfg!r}')

@@ -13,13 +13,22 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from .arch import ARCHS, Arch
+from .arch import ARCHS, parse_arch
 from .files import CheckpointError
 from .position_bias import linear_spaced_coordinates, log_spaced_coordinates
 
 COORDS_TABLE = re.compile(r'layers\.(\d+)\.blocks\.\d+\.attn\.relative_coords_table$')
 # window12to16_192to256, window8-256, and not window16_36e or window8_20240131
 IN_NAME = re.compile(r'window(\d+)(?:to(\d+))?[_-](\d{3,4})(?:to(\d{3,4}))?(?![0-9A-Za-z])')
+COMPUTED_HERE = {  # what a config states and weights do not show, and the values of it that give those of our backbone
+    'hidden_act': ('gelu', 'gelu_python'),  # of transformers, as the next two
+    'layer_norm_eps': (1e-5,),
+    'use_absolute_embeddings': (False,),
+    'act_layer': ('gelu',),  # of timm, as the next, whose own LayerNorm has another epsilon
+    'norm_layer': (),
+}
+MAX_WINDOW = 2**16 - 1  # tokens
+MALFORMED = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
 
 
 class TrainedWindows(NamedTuple):
@@ -34,8 +43,7 @@ def infer_windows(
     stated: Tensor | None,
     tables: Mapping[str, Tensor],
     source: str | os.PathLike | None,
-    arch: Arch,
-    patch_size: int,
+    arguments: Mapping,
 ) -> TrainedWindows:
     """The windows of a checkpoint, by what it holds, else by its name, else by the ``config.json`` beside it.
 
@@ -45,20 +53,20 @@ def infer_windows(
         stated (Tensor, optional): the buffer ``pretrained_windows`` of our own checkpoints.
         tables (Mapping): the ``relative_coords_table`` buffers, by their names in the official layout.
         source (str, optional): path of the file.
-        arch (Arch), patch_size (int): of the checkpoint.
+        arguments (Mapping): what `infer_arguments` says of the checkpoint.
 
     Returns:
         TrainedWindows: empty if nothing says them.
 
     Raises:
-        CheckpointError: the buffer or a table is damaged.
+        CheckpointError: the buffer or a table is damaged, or the weights are of a model that is not computed here.
     """
-    num_stages = len(arch.depths)
+    num_stages, patch_size = len(parse_arch(arguments['arch']).depths), arguments['patch_size']
     says = [windows_stated(stated) if stated is not None else windows_from_tables(tables, num_stages)]
     if source:
         config = os.path.join(os.path.dirname(source), 'config.json')
         says.append(windows_from_name(os.path.basename(source), num_stages, patch_size))
-        says.append(windows_from_config(config, num_stages, patch_size, arch))
+        says.append(windows_from_config(config, num_stages, patch_size, arguments))
     says = [windows for windows in says if windows.origin]
     for other in says[1:]:
         if other.pretrained_window_sizes != says[0].pretrained_window_sizes:
@@ -81,7 +89,7 @@ def windows_stated(stated: Tensor) -> TrainedWindows:
     """
     is_list = stated.ndim == 1 and stated.numel() < 100 and not stated.is_complex() and stated.dtype != torch.bool
     values = stated.double() if is_list else None  # half of a model in half
-    if values is None or not ((values == values.round()) & (values >= 1) & (values < 2**16)).all():
+    if values is None or not ((values == values.round()) & (values >= 1) & (values <= MAX_WINDOW)).all():
         raise CheckpointError(
             f'pretrained_windows in the file must be whole numbers from 1 on, one per stage, got {stated.dtype} '
             f'{stated.flatten()[:8].tolist()}: the file is damaged, save it again'
@@ -168,33 +176,51 @@ def _numbers_in(name):
 
 
 def windows_from_config(
-    path: str | os.PathLike, num_stages: int, patch_size: int = 4, arch: Arch | None = None
+    path: str | os.PathLike, num_stages: int, patch_size: int = 4, arguments: Mapping | None = None
 ) -> TrainedWindows:
     """The windows that the ``config.json`` of transformers or timm states.
 
-    Empty if the file is neither, or, with a warning, if it is of another architecture than ``arch``. In both libraries
-    a pretrained window of 0 is the window itself.
+    Empty if the file is neither, or, with a warning, if it is of another architecture than ``arguments``. In both
+    libraries a pretrained window of 0 is the window itself.
+
+    Raises:
+        CheckpointError: it states what weights do not show, and what this backbone does not compute.
     """
     try:
         with open(path, encoding='utf-8') as file:
             config = json.load(file)
         is_timm = 'architecture' in config
         stated = _stated_by_timm(config, num_stages) if is_timm else _stated_by_transformers(config)
-        heights, widths = (
-            _clamped(window, image, num_stages, patch_size)
-            for window, image in zip(_pair(stated['window_size']), _pair(stated['image_size']))
-        )
-        if heights is None or (is_timm and heights != widths):
-            return TrainedWindows()  # timm normalises rows and columns by windows of their own
-        given = stated.get('pretrained_window_sizes') or (0,) * num_stages
-        pretrained = tuple(_pair(given[i])[0] or heights[i] for i in range(num_stages))
-        others = _differences(stated, arch, patch_size) if arch else []
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        others = _differences(stated, arguments) if arguments else []
+    except MALFORMED:
         return TrainedWindows()
     if others:
         _warn(f'{path} describes another model than the checkpoint ({", ".join(others)}), and is ignored')
         return TrainedWindows()
-    return TrainedWindows(pretrained, heights, 'config.json beside the file')
+    for key, values in COMPUTED_HERE.items():
+        if stated.get(key) not in (None, *values):
+            raise CheckpointError(
+                f'{path} says {key}={stated[key]!r}, which is not computed here'
+                f'{f", but {values[0]!r}" if values else ""}: use the library that wrote it; if it is of other '
+                'weights, move it to another folder'
+            )
+    try:
+        windows = [_windows_of_side(stated, side, num_stages, patch_size) for side in (0, 1)]
+        if windows[0] is None or (is_timm and windows[0] != windows[1]):
+            return TrainedWindows()  # timm normalises rows and columns by windows of their own
+        given = stated.get('pretrained_window_sizes') or (0,) * num_stages
+        pretrained = tuple(_pair(given[i])[0] or windows[0][i] for i in range(num_stages))
+    except MALFORMED:
+        return TrainedWindows()
+    return TrainedWindows(pretrained, windows[0], 'config.json beside the file')
+
+
+def _windows_of_side(stated, side, num_stages, patch_size):
+    """The windows that a config states, in height or width."""
+    window, image = _pair(stated['window_size'])[side], _pair(stated['image_size'])[side]
+    if stated.get('always_partition'):  # timm then has windows that are larger than their map
+        image = patch_size * 2**num_stages * window
+    return _clamped(window, image, num_stages, patch_size)
 
 
 def _stated_by_transformers(config):
@@ -215,22 +241,33 @@ def _stated_by_timm(config, num_stages):
     return {**stated, **arguments, 'image_size': arguments.get('img_size', new_image)}
 
 
-def _differences(stated, arch, patch_size):
+def _differences(stated, arguments):
     """What a config states of the architecture, and the weights show otherwise."""
+    arch, channels, patch_size = (arguments[key] for key in ('arch', 'in_channels', 'patch_size'))
+    arch = parse_arch(arch)
+    widest = arch.embed_dims * 2 ** (len(arch.depths) - 1)
     actual = {
         'embed_dim': arch.embed_dims,
         'depths': arch.depths,
         'num_heads': arch.num_heads,
         'patch_size': patch_size,
+        'num_channels': channels,  # of transformers
+        'in_chans': channels,  # of timm
+        'qkv_bias': arguments['qkv_bias'],
+        'mlp_ratio': int(arguments['mlp_ratio'] * widest),
     }
-    stated = {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
-    return [f'{key} {stated[key]}' for key in actual if key in stated and stated[key] != actual[key]]
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
+    if 'mlp_ratio' in given:
+        given['mlp_ratio'] = int(given['mlp_ratio'] * widest)
+    if given.get('patch_size') == (patch_size, patch_size):
+        given['patch_size'] = patch_size
+    return [f'{key} {stated[key]}' for key in actual if key in given and given[key] != actual[key]]
 
 
 def _pair(size):
     """Height and width of one int or two."""
     pair = size if isinstance(size, list) else [size, size]
-    if len(pair) != 2 or any(type(side) is not int or not 0 <= side < 2**16 for side in pair):
+    if len(pair) != 2 or any(type(side) is not int or not 0 <= side <= MAX_WINDOW for side in pair):
         raise ValueError(size)
     return pair
 

@@ -219,6 +219,28 @@ class SwinV2Runner(Runner):
         self.outdated.pop(path, None)
 
 
+def runner_class(cfg: Config, base: type[Runner] = SwinV2Runner) -> type[Runner]:
+    """The class of runner that a config asks for by ``runner_type``.
+
+    Args:
+        cfg (Config): the config.
+        base (type): what runs where the config names none, or mmengine's `Runner`; others must be made from it.
+
+    Raises:
+        ValueError: the runner is not made from it, or the config has a strategy, as mmengine's `FlexibleRunner` takes.
+    """
+    named, strategy = cfg.get('runner_type') or 'Runner', cfg.get('strategy')
+    with RUNNERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        found = registry.get(named) if isinstance(named, str) else named
+    cure = f'use the tools of {cfg.get("default_scope")} itself for this config, tools/train.py and tools/test.py'
+    if strategy:
+        kind = strategy.get('type') if isinstance(strategy, Mapping) else strategy
+        raise ValueError(f'strategy {kind!r} of the config needs a FlexibleRunner, which does not run here: {cure}')
+    if found is not Runner and not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f'runner_type {named!r} of the config is not made from {base.__name__}: {cure}')
+    return base if found is Runner else found
+
+
 def _rename(weights, pattern, by):
     """Rename weights in place, in their order, as mmengine's ``revise_keys`` ask."""
     renamed = {re.sub(pattern, by, str(name)): value for name, value in weights.items()}

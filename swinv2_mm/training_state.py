@@ -11,8 +11,10 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
 
+from .checkpoint import all_finite
 from .files import CheckpointError
 
+MAX_COUNT = 2**32 - 1  # of iterations, and the largest seed that NumPy takes
 OF_PARAMETER_SHAPE = 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer'
 
 
@@ -29,9 +31,9 @@ def check_progress(checkpoint: Mapping, source: str) -> Mapping:
     with _checking(source):
         _require(isinstance(meta, Mapping), f'its meta is {_short(meta)} and no dict')
         for name in ('epoch', 'iter'):
-            _require(_is_count(meta.get(name)), f'its {name} is {_short(meta.get(name))} and not 0 or more')
+            _require(_is_count(meta.get(name)), f'its {name} is {_short(meta.get(name))} and not 0 to {MAX_COUNT}')
         seed = meta.get('seed')
-        _require(seed is None or _is_count(seed), f'its seed is {_short(seed)} and not 0 or more')
+        _require(seed is None or _is_count(seed), f'its seed is {_short(seed)} and not 0 to {MAX_COUNT}')
     return meta
 
 
@@ -81,6 +83,9 @@ def _checking(source):
         yield
     except ValueError as error:
         raise unresumable(source, error) from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:  # of values of any kind
+        reason = (str(error) or type(error).__name__).split('\n')[0]
+        raise unresumable(source, f'{type(error).__name__}: {reason}') from error
 
 
 def unresumable(source: str, reason: object) -> CheckpointError:
@@ -95,11 +100,11 @@ def _require(condition, reason):
 
 
 def _is_count(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
 def _is_finite(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _short(value):
@@ -122,6 +127,8 @@ def _check_message_hub(hub):
     for name, scalar in hub['log_scalars'].items():
         whole = isinstance(scalar, HistoryBuffer) and {'_log_history', '_count_history'} <= set(vars(scalar))
         _require(whole, f'log_scalars of its message_hub has no history of {_short(name)}')
+    for name in (*hub['log_scalars'], *hub['runtime_info']):  # what is saved is what is resumed
+        _require(hub['resumed_keys'].get(name) is True, f'resumed_keys of its message_hub do not have {_short(name)}')
 
 
 def _check_averaged(averaged, weights):
@@ -135,7 +142,7 @@ def _check_averaged(averaged, weights):
     for name, value in theirs.items():
         fits = isinstance(value, Tensor) and (value.shape, value.dtype) == (weights[name].shape, weights[name].dtype)
         _require(fits, f'{name} of its averaged weights has another shape or type than the other')
-        _require(bool(torch.isfinite(value).all()), f'{name} of its averaged weights is not finite')
+        _require(all_finite(value), f'{name} of its averaged weights is not finite')
 
 
 def _check_optimizer(saved, optimizer, started):
@@ -170,7 +177,7 @@ def _check_state(value, name, shape, what):
     if isinstance(value, Tensor):
         fits = name not in OF_PARAMETER_SHAPE or value.shape == shape
         _require(fits, f'{what} has the shape {tuple(value.shape)}, and here it is {tuple(shape)}')
-        _require(bool(torch.isfinite(value).all()), f'{what} is not finite')
+        _require(all_finite(value), f'{what} is not finite')
     else:
         missing = name in OF_PARAMETER_SHAPE and value is not None
         _require(not missing, f'{what} is {_short(value)} and no tensor')
@@ -187,3 +194,17 @@ def _check_schedulers(saved, schedulers):
             value = state.get(name) if isinstance(state, Mapping) else None
             whole = isinstance(value, int) and value >= least
             _require(whole, f'{name} of its parameter scheduler {i} is {_short(value)} and not {least} or more')
+        for name, own in schedulers[i].state_dict().items():
+            value = state.get(name, own)
+            if name == 'param_name':
+                fits = value == own
+            else:
+                fits = _is_like(value, own) or (name == 'best' and value in (math.inf, -math.inf))  # of a metric
+            _require(fits, f'{name} of its parameter scheduler {i} is {_short(value)}, and here {_short(own)}')
+
+
+def _is_like(value, own):
+    """Whether a value of a file is of the kind of our own, and a finite number where ours is one."""
+    if isinstance(own, (int, float)) and not isinstance(own, bool):
+        return _is_finite(value)
+    return own is None or type(value) is type(own)

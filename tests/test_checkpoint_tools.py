@@ -270,6 +270,26 @@ def test_a_plot_needs_windows_and_a_position_mlp(run, build_small, silent, tmp_p
     assert_one_line(errors, 'no position MLP')
 
 
+@pytest.mark.parametrize('to', [None, 'official', 'timm', 'transformers'])
+@pytest.mark.parametrize('windows', [[99_999_999], [2**16], [2**64], [16, 16, 16, 2**200]], ids=str)
+def test_windows_that_no_file_may_say_are_one_line_and_no_file(run, silent, tmp_path, to, windows):
+    flags = ['--to', to] if to else []
+    code, _, errors = run(
+        'convert_checkpoint', silent, tmp_path / 'o.pth', *flags, '--pretrained-window-sizes', *windows
+    )
+    assert code == 2 and not (tmp_path / 'o.pth').exists()
+    assert_one_line(errors, f'--pretrained-window-sizes must be 1 or 4 numbers from 1 to 65535, got {windows}')
+
+
+def test_the_largest_window_is_written_and_read_back(run, silent, build_small, tmp_path):
+    out = tmp_path / 'out.pth'
+    assert run('convert_checkpoint', silent, out, '--pretrained-window-sizes', 65535)[0] == 0
+    assert load_pretrained(build_small(), out).pretrained_window_sizes == (65535,) * 4
+    code, _, errors = run('convert_checkpoint', out, tmp_path / 'official.pth', '--to', 'official')
+    assert code == 2 and not (tmp_path / 'official.pth').exists()  # it would hold tables of 137 GB
+    assert_one_line(errors, 'official files hold tables of the windows, of 1024 tokens at most here')
+
+
 def test_windows_against_what_the_file_says_are_stored_with_a_warning(run, detector, tmp_path):
     out = tmp_path / 'out.pth'
     code, _, errors = run('convert_checkpoint', detector, out, '--pretrained-window-sizes', 16)

@@ -1,8 +1,17 @@
-"""`torch.compile` in one graph gives the values of the eager backbone."""
+"""`torch.compile` gives the values of the eager backbone: of the backbone in one graph, and of a run of mmengine's."""
 
+import itertools
+
+import mmengine.runner.runner
 import pytest
 import torch
 from across_versions import strict_zip
+from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModel
+
+from swinv2_mm.runner import SwinV2Runner
+
+runs = itertools.count()
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 7), reason='before PyTorch 2.7 the graph breaks')
@@ -25,3 +34,62 @@ def test_the_compiled_backbone_gives_the_same_values_and_gradients_at_two_sizes(
             gradients = torch.autograd.grad(outs, of, weights)
             for gradient, value in strict_zip(gradients, torch.autograd.grad(expected, of, weights)):
                 torch.testing.assert_close(gradient, value, rtol=1e-3, atol=1e-3 * value.abs().max().item())
+
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(index))
+
+
+class Detector(BaseModel):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def extract_feat(self, images):
+        return self.backbone(images)
+
+    def forward(self, inputs, mode):
+        return dict(loss=sum(x.square().mean() for x in self.extract_feat(torch.stack(inputs))))
+
+    def train_step(self, data, optim_wrapper):
+        return super().train_step(dict(inputs=data), optim_wrapper)
+
+
+def trained(build_small, work_dir, wrapper, compiled):
+    """The parameters after three steps of a run that a config describes."""
+    torch.manual_seed(0)
+    arch = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2))
+    model = Detector(build_small(arch=arch, out_indices=(0, 1)))
+    SwinV2Runner(
+        model,
+        str(work_dir),
+        train_dataloader=dict(batch_size=2, dataset=Images(), sampler=dict(type='DefaultSampler', shuffle=False)),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=ConfigDict(
+            type=wrapper,
+            constructor='SwinV2OptimWrapperConstructor',
+            optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1),
+        ),
+        experiment_name=f'compiled_{next(runs)}',
+        cfg=Config(dict(compile=compiled)),
+    ).train()
+    return {name: value.detach() for name, value in model.named_parameters()}
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason='before PyTorch 2.7 the graph breaks')
+@pytest.mark.parametrize('wrapper', ['OptimWrapper', 'BFloat16OptimWrapper'])
+@pytest.mark.usefixtures('no_traces')
+def test_a_run_whose_config_compiles_trains_the_same(build_small, tmp_path, monkeypatch, wrapper):
+    torch._dynamo.reset()
+    monkeypatch.setattr(mmengine.runner.runner, 'collect_env', dict)  # which takes seconds
+    expected = trained(build_small, tmp_path, wrapper, False)
+    compiled = trained(build_small, tmp_path, wrapper, dict(backend='eager'))
+    for name, value in expected.items():
+        assert (compiled[name] - value).norm() <= 1e-4 * value.norm(), name
+    if wrapper != 'OptimWrapper':
+        in_float32 = trained(build_small, tmp_path, 'OptimWrapper', False)
+        assert any((in_float32[name] - value).norm() > 1e-2 * value.norm() for name, value in expected.items())

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
@@ -83,6 +84,15 @@ def test_each_layer_learns_at_a_share_of_the_next_ones_rate():
             block = {rate for name, rate in rates.items() if name.startswith(f'backbone.layers.{i}.blocks.{j}.')}
             assert len(block) == 1
     assert len(set(rates.values())) == 14
+
+
+@pytest.mark.parametrize('kind', [dict, ConfigDict])
+def test_groups_are_plain_dicts(build_small, kind):
+    """torch.compile reads no others, and a config's optimizer is a ConfigDict."""
+    cfg = kind(constructor='SwinV2OptimWrapperConstructor', optimizer=dict(type='SGD', lr=BASE_LR, weight_decay=0.1))
+    wrapper = build_optim_wrapper(build_small(), cfg)
+    assert {type(group) for group in wrapper.optimizer.param_groups} == {dict}
+    assert len(wrapper.optimizer.param_groups) == 2
 
 
 def test_custom_keys_multiply_and_the_longest_counts(build_small):

@@ -11,7 +11,13 @@ from across_versions import strict_zip
 from transformers import Swinv2Config, Swinv2Model
 
 from swinv2_mm import CheckpointError, load_pretrained
-from swinv2_mm.pretrained_windows import TrainedWindows, windows_from_config, windows_from_name, windows_from_tables
+from swinv2_mm.pretrained_windows import (
+    COMPUTED_HERE,
+    TrainedWindows,
+    windows_from_config,
+    windows_from_name,
+    windows_from_tables,
+)
 
 SMALL = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
 TIMM_CONFIG = {
@@ -245,6 +251,8 @@ def test_names_and_configs_of_timm_state_the_windows_of_its_models(libraries, co
         dict(img_size=384, window_size=24),
         dict(img_size=384, window_size=24, pretrained_window_sizes=[10, 9, 8, 7]),
         dict(pretrained_window_sizes=[0, 0, 0, 0]),
+        dict(always_partition=True),
+        dict(always_partition=True, img_size=128, window_size=24),
     ],
     ids=str,
 )
@@ -411,6 +419,108 @@ def test_the_config_of_another_model_is_ignored_with_a_warning(build_small, save
     with pytest.raises(CheckpointError, match='pass pretrained_window_sizes'):
         load_pretrained(build_small(arch=SMALL), save())
     assert ['another model' in text for _, text in warnings] == [True]
+
+
+TINY = dict(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], image_size=64, window_size=4)
+SAID_BY_TRANSFORMERS = [
+    *(dict(hidden_act=name) for name in ('gelu', 'gelu_python', 'gelu_new', 'gelu_pytorch_tanh', 'relu', 'silu')),
+    *(dict(layer_norm_eps=epsilon) for epsilon in (1e-5, 1e-6, 1e-3)),
+    *(dict(use_absolute_embeddings=value) for value in (False, True)),
+    dict(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.2, drop_path_rate=0.5),
+    dict(initializer_range=0.5, encoder_stride=16, num_labels=7, output_hidden_states=True),
+    dict(out_features=['stage2'], problem_type='regression'),
+]
+
+
+@pytest.mark.parametrize('fields', SAID_BY_TRANSFORMERS, ids=str)
+def test_what_transformers_computes_otherwise_is_refused(build_small, randomize, tmp_path, fields):
+    plain = randomize(Swinv2Model(Swinv2Config(**TINY)), 0.5).eval().double()
+    model = randomize(Swinv2Model(Swinv2Config(**{**TINY, **fields})), 0.5).eval().double()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    image = torch.randn(1, 3, 64, 64).double()
+    with torch.no_grad():
+        expected = plain(image)[0]
+        try:
+            same = torch.allclose(model(image)[0], expected, rtol=1e-9, atol=1e-9)
+        except RuntimeError:  # transformers 5 adds one position too many, and fails
+            same = not fields['use_absolute_embeddings']
+    model.float().save_pretrained(tmp_path)
+    backbone = build_small(arch=SMALL)
+    if same:
+        assert load_pretrained(backbone, tmp_path / 'model.safetensors').origin == 'config.json beside the file'
+        assert backbone.pretrained_window_sizes == (4, 4, 4, 2)
+        return
+    ((key, value),) = fields.items()
+    with pytest.raises(CheckpointError, match=f'config.json says {key}={value!r}, which is not computed here') as error:
+        load_pretrained(backbone, tmp_path / 'model.safetensors')
+    assert '\n' not in str(error.value)
+
+
+def test_some_of_these_are_computed_otherwise():
+    assert (
+        {key for fields in SAID_BY_TRANSFORMERS for key in fields if len(fields) == 1}
+        == {*('hidden_act', 'layer_norm_eps', 'use_absolute_embeddings')}
+        == {key for key in COMPUTED_HERE if key not in ('act_layer', 'norm_layer')}
+    )
+
+
+@pytest.mark.parametrize('act_layer', ['gelu', 'gelu_tanh', 'relu', 'silu'])
+def test_what_timm_computes_otherwise_is_refused(libraries, build_small, randomize, config, tmp_path, act_layer):
+    arguments = {**TIMM_CONFIG['model_args'], 'img_size': 64, 'window_size': 4}
+    plain, model = (
+        randomize(libraries.timm.create_model('swinv2_tiny_window16_256', **arguments, **changes)).eval()
+        for changes in ({}, dict(act_layer=act_layer))
+    )
+    model.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        same = torch.allclose(model.forward_features(image), plain.forward_features(image), rtol=1e-6, atol=1e-6)
+    torch.save(model.state_dict(), tmp_path / 'model.pth')
+    config({**TIMM_CONFIG, 'model_args': {**arguments, 'act_layer': act_layer}})
+    backbone = build_small(arch=SMALL)
+    if same:
+        assert load_pretrained(backbone, tmp_path / 'model.pth').pretrained_window_sizes == (4, 4, 4, 2)
+        return
+    message = rf"config.json says act_layer='{act_layer}', which is not computed here, but 'gelu': use the library"
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(backbone, tmp_path / 'model.pth')
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('hidden_act', ['gelu']), ('layer_norm_eps', 'x'), ('use_absolute_embeddings', 'no'), ('norm_layer', 'layernorm')],
+)
+def test_what_no_library_takes_there_is_refused_too(build_small, save, config, key, value):
+    config({'model_type': 'swinv2', key: value})  # which says no windows
+    with pytest.raises(CheckpointError, match=rf'config\.json says {key}='):
+        load_pretrained(build_small(arch=SMALL), save(tables=TABLES))
+
+
+@pytest.mark.parametrize(
+    'fields', [dict(qkv_bias=False), dict(mlp_ratio=3), dict(num_channels=4), dict(patch_size=[2, 2])], ids=str
+)
+def test_a_config_of_other_weights_refuses_nothing(build_small, save, config, warnings, fields):
+    content = {'model_type': 'swinv2', 'window_size': 16, 'image_size': 256, 'hidden_act': 'relu'}
+    config({**content, **fields})
+    backbone = build_small(arch=SMALL)
+    assert load_pretrained(backbone, save(tables=TABLES)).origin == 'relative_coords_table in the file'
+    assert [f'another model than the checkpoint ({next(iter(fields))} ' in text for _, text in warnings] == [True]
+
+
+@pytest.mark.parametrize('fields', [dict(patch_size=[4, 4]), dict(mlp_ratio=4), dict(qkv_bias=True, num_channels=3)])
+def test_a_config_that_says_what_the_weights_show_is_of_them(build_small, save, config, warnings, fields):
+    config({'model_type': 'swinv2', 'window_size': 16, 'image_size': 256, **fields})
+    assert load_pretrained(build_small(arch=SMALL), save()).pretrained_window_sizes == (16, 16, 16, 8)
+    assert warnings == []
+
+
+@pytest.mark.parametrize('mlp_ratio', [2.67, 3.3])
+def test_a_ratio_that_is_rounded_in_the_weights_is_theirs(build_small, tmp_path, warnings, mlp_ratio):
+    model = Swinv2Model(Swinv2Config(**TINY, mlp_ratio=mlp_ratio))
+    model.save_pretrained(tmp_path)
+    backbone = build_small(arch=SMALL, mlp_ratio=mlp_ratio)
+    assert load_pretrained(backbone, tmp_path / 'model.safetensors').pretrained_window_sizes == (4, 4, 4, 2)
+    assert warnings == []
 
 
 def test_a_config_that_contradicts_the_name_is_ignored_with_a_warning(build_small, save, config, warnings):

@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import mmengine.runner.runner
@@ -22,7 +23,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict, ReduceOnPlateauLR
 from mmengine.registry import DATA_SAMPLERS, RUNNERS
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -30,6 +31,7 @@ import swinv2_mm.launch as launch
 import swinv2_mm.runner
 from swinv2_mm import CheckpointError
 from swinv2_mm.files import read_checkpoint
+from swinv2_mm.model_weights import load_model
 from swinv2_mm.runner import SwinV2Runner
 from swinv2_mm.seeding import NumberedBatches, number_batches
 from swinv2_mm.training_state import check_training_state
@@ -435,7 +437,7 @@ def test_damage_to_the_training_state_is_found_before_it_is_used(state):
     for place, value, reason in [
         (('meta',), 'del', 'its meta is None and no dict'),
         (adam, 'del', 'its optimizer has 1 states, and was saved with 2'),
-        (('meta', 'iter'), -1, 'its iter is -1 and not 0 or more'),
+        (('meta', 'iter'), -1, 'its iter is -1 and not 0 to 4294967295'),
         (('meta', 'epoch'), 1.5, 'its epoch is 1.5'),
         (('meta', 'iter'), True, 'its iter is True'),
         (('meta', 'seed'), 'x', "its seed is 'x'"),
@@ -459,12 +461,47 @@ def test_damage_to_the_training_state_is_found_before_it_is_used(state):
         (('param_schedulers',), 'del', 'it has 0 parameter schedulers, and this config makes 2'),
         (('param_schedulers',), {}, 'it has 0 parameter schedulers'),
         (('param_schedulers',), 'x', 'its param_schedulers is a str'),
+        (('meta', 'seed'), 2**32, 'its seed is 4294967296 and not 0 to 4294967295'),
+        (('meta', 'iter'), 2**70, 'its iter is 1180591620717411303424 and not 0 to'),
+        (
+            ('message_hub', 'resumed_keys', 'train/loss'),
+            False,
+            "resumed_keys of its message_hub do not have 'train/loss'",
+        ),
+        (('message_hub', 'resumed_keys'), {}, 'resumed_keys of its message_hub do not have'),
+        (
+            ('param_schedulers', 0, 'begin'),
+            OrderedDict(),
+            'begin of its parameter scheduler 0 is a OrderedDict, and here 0',
+        ),
+        (('param_schedulers', 1, 'end'), torch.ones(2), 'end of its parameter scheduler 1 is a Tensor, and here 9'),
+        (('param_schedulers', 1, 'factor'), torch.nan, 'factor of its parameter scheduler 1 is nan, and here'),
+        (
+            ('param_schedulers', 0, 'param_name'),
+            1j,
+            "param_name of its parameter scheduler 0 is a complex, and here 'lr'",
+        ),
+        (('param_schedulers', 0, 'param_name'), 'x', "param_name of its parameter scheduler 0 is 'x', and here 'lr'"),
+        (('ema_state_dict',), {1: 2}, "TypeError: 'int' object is not subscriptable"),
         (('param_schedulers', 0), None, 'last_step of its parameter scheduler 0 is None and not -1 or more'),
     ]:
         damaged = copy.deepcopy(checkpoint)
         put(damaged, place, value)
         with pytest.raises(CheckpointError, match=f'checkpoint x.pth cannot be resumed with this config: .*{reason}'):
             check_training_state(damaged, 'x.pth', runner.optim_wrapper, runner.param_schedulers)
+
+
+def test_numbers_of_eight_bits_are_checked_too(state):
+    checkpoint, runner = state
+    for value in (1.0, torch.nan):
+        checkpoint['optimizer']['state'][0]['step'] = torch.tensor(value).to(torch.float8_e4m3fn)
+        finite = contextlib.nullcontext() if value == 1 else pytest.raises(CheckpointError, match='is not finite')
+        with finite:
+            check_training_state(checkpoint, 'x.pth', runner.optim_wrapper, runner.param_schedulers)
+        model = torch.nn.BatchNorm1d(3)
+        weights = {**model.state_dict(), 'other': torch.full((2,), value).to(torch.float8_e4m3fn)}
+        with pytest.raises(CheckpointError, match='other, which the model' if value == 1 else 'other holds NaN'):
+            load_model(model, {'state_dict': weights}, 'x.pth')
 
 
 def test_the_states_of_several_optimizers_are_checked(state):
@@ -480,6 +517,16 @@ def test_the_states_of_several_optimizers_are_checked(state):
     both['optimizer']['b']['param_groups'] = []
     with pytest.raises(CheckpointError, match='0 parameter groups'):
         check_training_state(both, 'x.pth', wrappers, schedulers)
+
+
+def test_a_scheduler_whose_best_value_is_infinite_is_resumed(state):
+    checkpoint, runner = state
+    plateau = ReduceOnPlateauLR(runner.optim_wrapper.optimizer, monitor='loss')
+    for best in (torch.inf, 0.5):
+        plateau.best = best
+        held = dict(checkpoint, param_schedulers=[plateau.state_dict()])
+        own = ReduceOnPlateauLR(runner.optim_wrapper.optimizer, monitor='loss')
+        check_training_state(held, 'x.pth', runner.optim_wrapper, [own])
 
 
 def test_optimizers_without_a_state_are_resumed(state):

@@ -14,6 +14,7 @@ import torch
 
 from swinv2_mm import unpickling
 from swinv2_mm.files import ALLOWED
+from swinv2_mm.formats import unwrap
 
 
 def read(path):
@@ -512,6 +513,22 @@ def test_text_is_encoded_as_latin1_alone(read_pickle):
 
 
 SOURCE = object()
+
+
+@pytest.mark.parametrize('as_zip', [True, False])
+def test_tensors_are_without_the_attributes_that_a_file_gives_them(tmp_path, as_zip):
+    """PyTorch sets them: the methods that they stand for can't be called then."""
+    tensors = {'a': torch.ones(2), 'b': torch.nn.Parameter(torch.ones(3))}
+    for tensor in tensors.values():
+        tensor.__dict__.update(detach=1, to=2, shape_of=3)
+    torch.save(tensors, tmp_path / 'x.pth', _use_new_zipfile_serialization=as_zip)
+    by_torch = torch.load(tmp_path / 'x.pth', weights_only=False)
+    assert by_torch['a'].detach == 1
+    for name, tensor in read(tmp_path / 'x.pth').items():
+        assert vars(tensor) == {} and type(tensor) is type(tensors[name])
+        assert torch.equal(tensor.detach(), torch.Tensor.detach(tensors[name]))
+    for tensor in unwrap(by_torch)[0].values():  # of a state dict that somebody else read
+        assert vars(tensor) == {} and tensor.detach().eq(1).all()
 
 
 def test_the_source_of_a_module_is_not_compared(tmp_path):

@@ -17,6 +17,9 @@ from swinv2_mm.checkpoint import check_complete, naming, read_weights
 from swinv2_mm.files import check_suffix, write_checkpoint
 from swinv2_mm.formats import export, export_config
 from swinv2_mm.launch import PREFIX_HELP, bad_input
+from swinv2_mm.pretrained_windows import MAX_WINDOW
+
+MAX_TABLE = 1024  # tokens: in official files each block has a table of (2W - 1)**2 offsets, here of 34 MB
 
 
 def parse_args(argv=None):
@@ -61,8 +64,10 @@ def choose_windows(inferred, given, num_stages, position_bias):
                 '16 16 16 8 for window 16 at 256 pixels'
             )
         return inferred.pretrained_window_sizes
-    if len(given) not in (1, num_stages) or min(given) < 1:
-        raise CheckpointError(f'--pretrained-window-sizes must be 1 or {num_stages} numbers from 1 on, got {given}')
+    if len(given) not in (1, num_stages) or not all(1 <= window <= MAX_WINDOW for window in given):
+        raise CheckpointError(
+            f'--pretrained-window-sizes must be 1 or {num_stages} numbers from 1 to {MAX_WINDOW}, got {given}'
+        )
     return tuple(given) if len(given) == num_stages else (given[0],) * num_stages
 
 
@@ -73,9 +78,14 @@ def write(weights, windows, to, out):
         int: the number of tensors written.
 
     Raises:
-        CheckpointError: the other library cannot compute the backbone, a ``config.json`` of other weights is there, or
-            a file can't be written.
+        CheckpointError: the other library cannot compute the backbone, or has no room for its windows; a
+            ``config.json`` of other weights is there, or a file can't be written.
     """
+    if to == 'official' and max(windows) > MAX_TABLE:
+        raise CheckpointError(
+            f'official files hold tables of the windows, of {MAX_TABLE} tokens at most here, and these are {windows}: '
+            'convert to another format, or pass the right --pretrained-window-sizes'
+        )
     if to is None:
         write_checkpoint({**weights, 'pretrained_windows': torch.tensor(windows)}, out)
         return len(weights) + 1
