@@ -13,12 +13,12 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mmengine.config.utils
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.device import is_cuda_available
 from mmengine.dist import broadcast_object_list, get_rank, init_dist
 from mmengine.registry import MODELS
@@ -27,10 +27,11 @@ from torch import nn
 
 from .backbone import SwinTransformerV2
 from .checkpoint import fit_pretrained
+from .checks.data import HOSTS, innermost_datasets
+from .checks.options import ConfigOptions, merge_options
 from .files import CheckpointError, read_checkpoint
 from .model_weights import load_model, unwrapped
 
-HOSTS = ('mmdet', 'mmseg')
 PREFIX_HELP = 'which backbone, where the file holds several: the start of its names, such as teacher'
 LAUNCHERS = {  # the variable that tells a process its rank, and what sets it
     'pytorch': ('RANK', 'torchrun'),
@@ -48,9 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='override values of the config, for example train_dataloader.batch_size=4',
+    )
+    parser.add_argument(
+        '--skip-data-checks', action='store_true', help='do not look into annotations, images and label maps beforehand'
     )
     parser.add_argument('--local-rank', type=int, help=argparse.SUPPRESS)  # given by older launchers
 
@@ -69,7 +73,8 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
         overrides (Mapping, optional): values by dotted name, as ``--cfg-options`` gives them.
 
     Raises:
-        ValueError: there is no such file, it is for neither mmdet nor mmseg, or the one that it is for does not import.
+        ValueError: there is no such file, it is for neither mmdet nor mmseg, the one that it is for does not import, or
+            a name of ``overrides`` exists nowhere.
     """
     if not os.path.isfile(path):
         raise ValueError(f'config {path} does not exist')
@@ -79,11 +84,6 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     except Exception as error:  # a config is a program: anything can go wrong in it
         reason = (str(error) or type(error).__name__).split('\n')[0]
         raise ValueError(f'config {path} cannot be read: {reason}') from error
-    if overrides:
-        try:
-            cfg.merge_from_dict(dict(overrides))
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f'--cfg-options do not fit {path}: {error}') from error
     scope = cfg.get('default_scope')
     if scope not in HOSTS or 'model' not in cfg:
         raise ValueError(
@@ -95,6 +95,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     except Exception as error:  # an mmcv of another version or for another PyTorch, in many ways
         reason = (str(error) or type(error).__name__).split('\n')[0]
         raise ValueError(f'config {path} is for {scope}, which does not import here: {reason}') from error
+    merge_options(cfg, overrides or {})
     return cfg
 
 
@@ -107,7 +108,7 @@ def _allow_onedl_recipes():
 
 def set_data_root(cfg: Config, data_root: str) -> None:
     """Point all data sets and metrics of a config at another folder, laid out as the one it names."""
-    old_roots = {dataset['data_root'] for dataset in _datasets(cfg) if dataset.get('data_root')}
+    old_roots = {dataset['data_root'] for dataset in innermost_datasets(cfg) if dataset.get('data_root')}
     new_root = os.path.join(data_root, '')
 
     def moved(value):
@@ -138,25 +139,12 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     Raises:
         ValueError: one is missing; the message names the path and the flag.
     """
-    for dataset in _datasets(cfg, splits):
+    for dataset in innermost_datasets(cfg, splits):
         root = dataset.get('data_root') or ''
         needed = [dataset.get('ann_file'), *dict(dataset.get('data_prefix') or {}).values()]
         for path in (os.path.join(root, name) for name in needed if name):
             if not os.path.exists(path):
                 raise ValueError(f'{path} does not exist: put the data there or name its folder with --data-root')
-
-
-def _datasets(cfg, splits=('train', 'val', 'test')) -> Iterator[ConfigDict]:
-    """The innermost data sets of some splits, inside wrappers like `RepeatDataset` and `ConcatDataset`."""
-    nodes = [(cfg.get(f'{split}_dataloader') or {}).get('dataset') for split in splits]
-    while nodes:
-        node = nodes.pop(0)
-        if isinstance(node, (list, tuple)):
-            nodes.extend(node)
-        elif isinstance(node, dict) and ('dataset' in node or 'datasets' in node):
-            nodes += [node.get('dataset'), node.get('datasets')]
-        elif isinstance(node, dict):
-            yield node
 
 
 def set_amp(cfg: Config, dtype: str) -> None:
@@ -167,8 +155,10 @@ def set_amp(cfg: Config, dtype: str) -> None:
         dtype (str): bf16 or fp16. fp16 scales the loss and needs a GPU.
 
     Raises:
-        ValueError: fp16 without a GPU.
+        ValueError: fp16 without a GPU, or a config that trains nothing.
     """
+    if not cfg.get('optim_wrapper'):
+        raise ValueError(f'--amp {dtype} needs an optim_wrapper in the config, and it has none')
     if dtype == 'fp16':
         if not is_cuda_available():
             raise ValueError('--amp fp16 needs a GPU, and PyTorch finds none: use --amp bf16')
@@ -179,55 +169,95 @@ def set_amp(cfg: Config, dtype: str) -> None:
         cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
 
 
-def set_initial_weights(cfg: Config, checkpoint: str) -> None:
-    """Start the backbone from a file or URL, or from scratch if ``checkpoint`` is ``none``."""
-    if 'backbone' not in cfg.model:
-        raise ValueError(f'model {cfg.model.get("type")} has no backbone at model.backbone to give initial weights to')
-    backbone = cfg.model.backbone
-    old = backbone.get('init_cfg') or {}
-    backbone.init_cfg = None
-    if checkpoint.lower() != 'none':
-        backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+def find_backbones(cfg: Config) -> dict[str, ConfigDict]:
+    """The configs of a model's backbones by their places, also those of a detector inside: model.detector.backbone."""
+    found, nodes = {}, [('model', cfg.model)]
+    while nodes:
+        place, node = nodes.pop(0)
+        if isinstance(node, dict):
+            if _is_ours(node) or (place.endswith('.backbone') and 'type' in node):
+                found[place] = node
+            nodes += [(f'{place}.{key}', value) for key, value in node.items()]
+        elif isinstance(node, (list, tuple)):
+            nodes += [(f'{place}.{i}', value) for i, value in enumerate(node)]
+    return found
+
+
+def _is_ours(backbone):
+    return backbone.get('type') in ('SwinTransformerV2', SwinTransformerV2)
+
+
+def set_initial_weights(cfg: Config, checkpoint: str, prefix: str = '') -> None:
+    """Start the backbones from a file or URL, or from scratch if ``checkpoint`` is ``none``.
+
+    Args:
+        cfg (Config): the config. A file is for every `SwinTransformerV2` in its model, or where there is none for its
+            other backbones.
+        checkpoint (str): a path, a URL or ``none``.
+        prefix (str): which backbone of the file, as in `load_pretrained`.
+
+    Raises:
+        ValueError: the model has no backbone.
+    """
+    backbones = list(find_backbones(cfg).values())
+    if not backbones:
+        raise ValueError(f'model {cfg.model.get("type")} has no backbone to give initial weights to')
+    if checkpoint.lower() == 'none':
+        drop_initial_weights(cfg)
+        return
+    for backbone in list(filter(_is_ours, backbones)) or backbones:
+        old = backbone.get('init_cfg') or {}
+        backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, **(dict(prefix=prefix) if prefix else {}))
         if 'allow_missing' in old:  # goes with the backbone of the config, whatever the file
             backbone.init_cfg.allow_missing = old.allow_missing
 
 
-def check_backbone(cfg: Config) -> SwinTransformerV2 | None:
-    """Check the arguments of the backbone, and that its initial weights are there and fit.
+def drop_initial_weights(cfg: Config) -> None:
+    """Start all backbones from scratch, as where a checkpoint of the whole model follows."""
+    for backbone in find_backbones(cfg).values():
+        backbone.init_cfg = None
+
+
+def check_backbone(cfg: Config) -> nn.ModuleList:
+    """Check the arguments of every `SwinTransformerV2` in the model, and that its initial weights are there and fit.
 
     Returns:
-        SwinTransformerV2: the backbone on the meta device; None if the model has another one.
+        nn.ModuleList: these backbones on the meta device; empty if the model has others.
 
     Raises:
         ValueError: an argument is wrong.
         CheckpointError: the initial weights can't be read or are of another architecture.
     """
-    backbone = dict(cfg.model.get('backbone') or {})
-    if backbone.get('type') != 'SwinTransformerV2':
-        return None
-    with torch.device('meta'):
-        try:
-            built = MODELS.build(backbone)
-        except TypeError as error:
-            raise ValueError(f'model.backbone of the config: {error}') from error
-    if built.init_cfg is not None:
-        fit_pretrained(built, *built.pretrained_source())
-    return built
+    backbones = nn.ModuleList()
+    for place, backbone in find_backbones(cfg).items():
+        if not _is_ours(backbone):
+            continue
+        with torch.device('meta'):
+            try:
+                built = MODELS.build(dict(backbone))
+            except TypeError as error:
+                raise ValueError(f'{place} of the config: {error}') from error
+        if built.init_cfg is not None:
+            fit_pretrained(built, *built.pretrained_source())
+        backbones.append(built)
+    return backbones
 
 
-def set_window_size(backbone: nn.Module | None, window_size: Sequence[int]) -> None:
-    """Have a backbone attend in other windows, as the flag ``--window-size`` asks; its normaliser stays.
+def set_window_size(model: nn.Module, window_size: Sequence[int]) -> None:
+    """Have all backbones attend in other windows, as the flag ``--window-size`` asks; their normalisers stay.
 
     Args:
-        backbone (nn.Module): the model's backbone.
+        model (nn.Module): the backbones, or what has them in it.
         window_size (Sequence[int]): window size in tokens, one for all stages or one per stage.
 
     Raises:
-        ValueError: the backbone has no windows of this kind, or the sizes are none.
+        ValueError: there is no backbone with windows of this kind, or the sizes are none.
     """
-    if not isinstance(backbone, SwinTransformerV2):
-        raise ValueError('--window-size is for models with a SwinTransformerV2 at model.backbone: leave it out')
-    backbone.set_window_size(window_size[0] if len(window_size) == 1 else window_size)
+    backbones = [module for module in model.modules() if isinstance(module, SwinTransformerV2)]
+    if not backbones:
+        raise ValueError('--window-size is for models with a SwinTransformerV2: leave it out')
+    for backbone in backbones:
+        backbone.set_window_size(window_size[0] if len(window_size) == 1 else window_size)
 
 
 def find_resume(work_dir: str | os.PathLike, resume: str) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODEL_WRAPPERS, MODELS, DefaultScope
+from mmengine.registry import MODEL_WRAPPERS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
 import swinv2_mm.launch as launch
 from swinv2_mm import CheckpointError, SwinTransformerV2
+from swinv2_mm.runner import SwinV2Runner, runner_class
 
 DET = 'configs/mask_rcnn_swinv2.py'
 DEMO = 'configs/demo/mask-rcnn_swinv2_shapes.py'
@@ -161,7 +162,7 @@ def test_missing_data_names_the_path_and_the_flag(fails, tmp_path):
     [
         ('model.backbone.arch=huger', "arch must be one of tiny, small, base, large, huge, giant or a dict.*'huger'"),
         ('model.backbone.window_size=(8,8)', r'window_size must be an int or 4 ints, one per stage, got \(8, 8\)'),
-        ('model.backbone.window_size=0', 'window_size must be ints of at least 1 token, got 0'),
+        ('model.backbone.window_size=0', 'window_size must be ints of at least 1 token and at most 65535, got 0'),
         ('model.backbone.out_indices=(2,4)', r'out_indices must be increasing stages out of 0 to 3, got \(2, 4\)'),
         ('model.backbone.windows=8', 'calls its arguments otherwise: windows is window_size'),
     ],
@@ -256,6 +257,65 @@ def test_resume_compares_what_files_of_several_names_say(tmp_path, capsys, monke
             launch.find_resume(tmp_path, str(tmp_path / 'latest.pth'))
 
 
+@pytest.mark.parametrize('tool', ['train', 'test'])
+@pytest.mark.parametrize(
+    ('lines', 'message'),
+    [
+        (
+            "runner_type = 'FlexibleRunner'",
+            "runner_type 'FlexibleRunner' of the config is not made from {base}: use the",
+        ),
+        (
+            "runner_type = 'NoRunner'",
+            "runner_type 'NoRunner' of the config is not made from {base}: use the tools of mmdet",
+        ),
+        (
+            "strategy = dict(type='FSDPStrategy')",
+            "strategy 'FSDPStrategy' of the config needs a FlexibleRunner, which does not",
+        ),
+        (
+            "runner_type = 'FlexibleRunner'\nstrategy = dict(type='DeepSpeedStrategy')",
+            "strategy 'DeepSpeedStrategy' of ",
+        ),
+    ],
+)
+def test_a_runner_that_is_not_ours_is_refused_before_anything_is_written(fails, shapes, tmp_path, tool, lines, message):
+    torch.save({}, tmp_path / 'x.pth')
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{Path(DEMO).resolve()}'\n{lines}\n")
+    flags = '--data-root', shapes, '--work-dir', tmp_path / 'run'
+    line = fails(tool, config, *([tmp_path / 'x.pth'] if tool == 'test' else ['--checkpoint', 'none']), *flags)
+    assert line.startswith('error: ' + message.format(base='SwinV2Runner' if tool == 'train' else 'Runner'))
+    assert 'tools/train.py and tools/test.py' in line
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(('tool', 'base'), [('train', SwinV2Runner), ('test', SwinV2Runner), ('test', Runner)])
+@pytest.mark.usefixtures('no_traces')
+def test_a_runner_that_is_made_from_ours_is_used(load_tool, shapes, tmp_path, monkeypatch, tool, base):
+    ran = []
+
+    @RUNNERS.register_module(force=True)
+    class OwnRunner(base):
+        def train(self):
+            ran.append(('train', type(self)))
+
+        def test(self):
+            ran.append(('test', type(self)))
+
+    cfg = launch.load_config(DEMO)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'x.pth')
+    rest = [tmp_path / 'x.pth'] if tool == 'test' else ['--checkpoint', 'none']
+    for named, right in (('OwnRunner', OwnRunner), ('Runner', SwinV2Runner if tool == 'train' else Runner)):
+        flags = ['--data-root', shapes, '--work-dir', tmp_path / named, '--cfg-options', f'runner_type={named}']
+        for kind in (SwinV2Runner, Runner):
+            monkeypatch.setattr(kind, tool, lambda self: ran.append((tool, type(self))))
+        monkeypatch.setattr(sys, 'argv', [tool, DEMO, *map(str, [*rest, *flags])])
+        load_tool(tool).main()
+        assert ran.pop() == (tool, right) and not ran
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
 def test_what_needs_a_gpu_says_so(fails, shapes):
     assert '--amp fp16 needs a GPU' in fails('train', DEMO, '--data-root', shapes, '--amp', 'fp16')
@@ -305,7 +365,7 @@ def test_windows_that_are_none_are_one_line(fails, shapes, tmp_path):
     torch.save({}, tmp_path / 'x.pth')
     common = (DEMO, tmp_path / 'x.pth', '--data-root', shapes, '--work-dir', tmp_path / 'run', '--window-size')
     assert 'window_size must be an int or 4 ints, one per stage, got [8, 8]' in fails('test', *common, 8, 8)
-    assert 'window_size must be ints of at least 1 token, got 0' in fails('test', *common, 0)
+    assert 'window_size must be ints of at least 1 token and at most 65535, got 0' in fails('test', *common, 0)
     resnet = tmp_path / 'resnet.py'
     resnet.write_text("_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'")
     assert '--window-size is for models with a SwinTransformerV2' in fails('test', resnet, *common[1:], 8)
@@ -360,3 +420,53 @@ def test_a_flag_for_initial_weights_keeps_what_the_config_allows_to_be_missing(t
         launch.check_backbone(cfg)
     launch.set_initial_weights(cfg, 'none')
     assert cfg.model.backbone.init_cfg is None
+
+
+def test_a_runner_may_be_named_by_its_class():
+    for named, right in ((SwinV2Runner, SwinV2Runner), (Runner, SwinV2Runner), (None, SwinV2Runner)):
+        assert runner_class(Config(dict(runner_type=named))) is right
+    assert runner_class(Config({}), Runner) is Runner
+    with pytest.raises(ValueError, match=r'runner_type <class .*Linear.> of the config is not made from SwinV2Runner'):
+        runner_class(Config(dict(runner_type=torch.nn.Linear)))
+
+
+def test_mixed_precision_needs_something_to_train():
+    with pytest.raises(ValueError, match='--amp bf16 needs an optim_wrapper in the config, and it has none'):
+        launch.set_amp(Config(dict(model=dict(type='X'))), 'bf16')
+
+
+def test_a_model_without_features_is_one_line_before_it_trains(shapes, tmp_path, load_tool, monkeypatch, capsys):
+    config = tmp_path / 'bare.py'
+    config.write_text(
+        f"_base_ = '{Path(DEMO).resolve()}'\ncustom_imports = dict(imports=['swinv2_mm'])\n"
+        "model = dict(_delete_=True, type='SwinTransformerV2', window_size=8, "
+        'arch=dict(embed_dims=16, depths=(1, 1), num_heads=(1, 2)), out_indices=(0, 1))\n'
+        'optim_wrapper = dict(paramwise_cfg=dict(_delete_=True))\n'
+    )
+    args = ['train', config, '--data-root', shapes, '--work-dir', tmp_path / 'run', '--amp', 'bf16']
+    monkeypatch.setattr(sys, 'argv', [*map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        load_tool('train').main()
+    line = capsys.readouterr().err.strip().split('\n')[-1]
+    assert ended.value.code == 2
+    assert line.startswith('error: SwinTransformerV2 has no extract_feat, which is all that runs in bfloat16: ')
+
+
+def test_a_file_is_for_every_backbone_of_ours_and_none_for_all_of_any_kind():
+    ours = dict(type='SwinTransformerV2', init_cfg=dict(type='Pretrained', checkpoint='old.pth'))
+    other = dict(type='ResNet', init_cfg=dict(type='Pretrained', checkpoint='old.pth'))
+    model = dict(backbone=other, parts=[dict(detector=dict(backbone=ours)), dict(teacher_backbone=ours)])
+    cfg = Config(dict(model=model))
+    assert list(launch.find_backbones(cfg)) == [
+        'model.backbone',
+        'model.parts.1.teacher_backbone',
+        'model.parts.0.detector.backbone',
+    ]
+    launch.set_initial_weights(cfg, 'new.pth', prefix='student')
+    named = [backbone.init_cfg.checkpoint for backbone in launch.find_backbones(cfg).values()]
+    assert named == ['old.pth', 'new.pth', 'new.pth']
+    assert cfg.model.parts[1].teacher_backbone.init_cfg.prefix == 'student'
+    launch.drop_initial_weights(cfg)
+    assert [backbone.init_cfg for backbone in launch.find_backbones(cfg).values()] == [None] * 3
+    with pytest.raises(ValueError, match='model X has no backbone to give initial weights to'):
+        launch.set_initial_weights(Config(dict(model=dict(type='X'))), 'none')

@@ -88,7 +88,7 @@ def build(model: str, window_size: Sequence[int] | None = None, with_cp: bool = 
     else:
         raise ValueError(f'{model} is neither an architecture ({", ".join(ARCHS)}) nor a config, which ends in .py')
     set_initial_weights(cfg, 'none')
-    backbone = cfg.model.backbone
+    backbone = cfg.model.get('backbone') or {}
     if backbone.get('type') != 'SwinTransformerV2':
         raise ValueError(f'model.backbone of {model} is {backbone.get("type")!r}, not SwinTransformerV2')
     if window_size:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from writing import check_file, whole
@@ -27,6 +27,7 @@ from writing import check_file, whole
 import swinv2_mm.launch as launch
 from swinv2_mm import SwinTransformerV2, compat
 from swinv2_mm.arch import POSITION_BIASES
+from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.position_bias import table_centre
 
 TOLERANCE = 1e-4  # of the largest value of a map
@@ -110,7 +111,7 @@ def parse_args(argv=None):
         '--window-size', nargs='+', type=int, metavar='N', help="instead of the config's: for all stages or for each"
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config'
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='override values of the config'
     )
     return parser.parse_args(argv)
 
@@ -151,13 +152,14 @@ def read_config(args: argparse.Namespace) -> Config:
     """
     cfg = launch.load_config(args.config, args.cfg_options)
     launch.set_initial_weights(cfg, 'none')
-    backbone = launch.check_backbone(cfg)
+    backbones = launch.check_backbone(cfg)
     if args.window_size:
-        launch.set_window_size(backbone, args.window_size)
+        launch.set_window_size(backbones, args.window_size)
     if args.part == 'neck' and not cfg.model.get('neck'):
         raise ValueError(f'model {cfg.model.type} of {args.config} has no neck: use --part backbone')
-    if cfg.model.backbone.type != 'SwinTransformerV2':
-        raise ValueError(f'backbone {cfg.model.backbone.type} of {args.config} is not SwinTransformerV2')
+    kind = (cfg.model.get('backbone') or {}).get('type')
+    if kind != 'SwinTransformerV2':
+        raise ValueError(f'backbone {kind} of {args.config} is not SwinTransformerV2')
     with torch.device('meta'):
         size = sum(p.nbytes for p in MODELS.build(cfg.model.backbone).parameters())
     if size >= FILE_LIMIT:

@@ -50,7 +50,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import InstanceData
@@ -61,6 +61,7 @@ from torch import nn
 from writing import check_folder, whole
 
 import swinv2_mm.launch as launch
+from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.files import read_checkpoint
 
 OVERLAYS, LABELS = 'overlays', 'labels'  # folders of results
@@ -127,7 +128,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='override values of the config, for example model.test_cfg.rcnn.max_per_img=20',
     )

@@ -14,7 +14,11 @@ from mmengine.runner import Runner
 from writing import check_file, check_folder, whole
 
 import swinv2_mm.launch as launch
+from swinv2_mm.checks.data import check_contents
+from swinv2_mm.checks.options import check_arguments
+from swinv2_mm.checks.settings import check_settings
 from swinv2_mm.files import read_checkpoint
+from swinv2_mm.runner import runner_class
 
 
 def parse_args(argv=None):
@@ -46,17 +50,21 @@ def prepare(args):
         ValueError: a flag, the config, the data or the checkpoint is wrong; the message says what to do.
     """
     cfg = launch.load_config(args.config, args.cfg_options)
+    runner_class(cfg, Runner)  # refuses those of other kinds
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if args.data_root:
         launch.set_data_root(cfg, args.data_root)
     cfg.load_from, cfg.resume = None, False  # the checkpoint named is the one tested
-    if 'backbone' in cfg.model:
-        launch.set_initial_weights(cfg, 'none')
+    launch.drop_initial_weights(cfg)
+    check_arguments(cfg, args.cfg_options)
+    check_settings(cfg, ('test',))
     launch.check_data(cfg, ('test',))
-    backbone = launch.check_backbone(cfg)
+    backbones = launch.check_backbone(cfg)
     if args.window_size:
-        launch.set_window_size(backbone, args.window_size)
+        launch.set_window_size(backbones, args.window_size)
     read_checkpoint(args.checkpoint)  # a file that can't be read shows before data and model are built
+    if not args.skip_data_checks:
+        check_contents(cfg, ('test',))
     if args.out:
         dump_predictions(cfg, args.out)
     if args.show_dir:
@@ -129,10 +137,10 @@ def main():
     logging.raiseExceptions = False  # of a log that can't be written
     try:
         cfg = prepare(args)
-        runner = Runner.from_cfg(cfg)
+        runner = runner_class(cfg, Runner).from_cfg(cfg)
         model = launch.load_weights(runner.model, args.checkpoint)
         if args.window_size:
-            launch.set_window_size(model.backbone, args.window_size)
+            launch.set_window_size(model, args.window_size)
     except ValueError as error:
         sys.exit(launch.bad_input(error))
     except OSError as error:

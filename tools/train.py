@@ -9,7 +9,11 @@ from pathlib import Path
 
 import swinv2_mm.launch as launch
 from swinv2_mm import CheckpointError
-from swinv2_mm.runner import SwinV2Runner
+from swinv2_mm.amp import BFloat16OptimWrapper, feature_extractors
+from swinv2_mm.checks.data import check_contents
+from swinv2_mm.checks.options import check_arguments
+from swinv2_mm.checks.settings import check_settings
+from swinv2_mm.runner import runner_class
 
 
 def parse_args(argv=None):
@@ -28,6 +32,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--amp', choices=('bf16', 'fp16'), help='train in mixed precision')
     parser.add_argument('--checkpoint', help='initial weights of the backbone: a path, a URL, or none for scratch')
+    parser.add_argument('--prefix', default='', metavar='NAME', help=launch.PREFIX_HELP)
     parser.add_argument('--seed', type=int, help='seed of all randomness')
     launch.add_arguments(parser)
     return parser.parse_args(argv)
@@ -40,23 +45,30 @@ def prepare(args):
         ValueError: a flag, the config, the data or a checkpoint is wrong; the message says what to do.
     """
     cfg = launch.load_config(args.config, args.cfg_options)
+    runner_class(cfg)  # refuses those of other kinds
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if args.data_root:
         launch.set_data_root(cfg, args.data_root)
+    if args.prefix and (args.checkpoint or 'none').lower() == 'none':
+        raise ValueError(f'--prefix {args.prefix} chooses a backbone in the file of --checkpoint: pass that too')
     if args.checkpoint:
-        launch.set_initial_weights(cfg, args.checkpoint)
+        launch.set_initial_weights(cfg, args.checkpoint, args.prefix)
     if args.amp:
         launch.set_amp(cfg, args.amp)
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=args.seed)
-    launch.check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train',))
+    splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
+    check_arguments(cfg, args.cfg_options)
+    check_settings(cfg, splits)
+    launch.check_data(cfg, splits)
     launch.init_distributed(cfg, args.launcher)
     if args.resume:
         cfg.load_from = launch.find_resume(cfg.work_dir, args.resume)
         cfg.resume = True
-        if 'backbone' in cfg.model:
-            launch.set_initial_weights(cfg, 'none')  # the checkpoint brings all weights
+        launch.drop_initial_weights(cfg)  # the checkpoint brings all weights
     launch.check_backbone(cfg)
+    if not args.skip_data_checks:
+        check_contents(cfg, splits)
     return cfg
 
 
@@ -69,8 +81,10 @@ def main():
         sys.exit(launch.bad_input(error))
     logging.raiseExceptions = False  # where a log can't be written, the error that ends the run says why
     try:
-        runner = SwinV2Runner.from_cfg(cfg)
+        runner = runner_class(cfg).from_cfg(cfg)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        if isinstance(runner.optim_wrapper, BFloat16OptimWrapper):
+            feature_extractors(runner.model)
     except ValueError as error:
         sys.exit(launch.bad_input(error))
     try:
