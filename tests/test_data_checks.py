@@ -203,7 +203,7 @@ def test_a_metric_reads_annotations_of_the_same_images(data, refused, tool):
 )  # fmt: skip
 @pytest.mark.parametrize('listed', [False, True])
 def test_a_photo_that_is_missing_or_none(data, refused, monkeypatch, spoil, says, listed):
-    monkeypatch.setattr('swinv2_mm.image_files.LIST_FROM', 1 if listed else 1000)
+    monkeypatch.setattr('swinv2_mm.checks.images.LIST_FROM', 1 if listed else 1000)
     photo = data / 'train2017/000000000003.jpg'
     spoil(photo)
     line = refused('train', DET, '--data-root', data)
