@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +50,9 @@ def parse_arch(arch: str | dict) -> Arch:
     if not isinstance(arch, dict) or not fields - optional <= set(arch) <= fields:
         raise ValueError(f'arch must be a name or a dict with {", ".join(Arch._fields)}, got {arch!r}')
     arch = Arch(**arch)
+    for field in ('depths', 'num_heads'):
+        if not isinstance(getattr(arch, field), Sequence):
+            raise ValueError(f'{field} of arch must be one int per stage, got {getattr(arch, field)!r}')
     arch = arch._replace(depths=tuple(arch.depths), num_heads=tuple(arch.num_heads))
     if not all(depth >= 1 for depth in arch.depths):
         raise ValueError(f'depths of arch must be at least 1, got {arch.depths!r}')

@@ -102,7 +102,7 @@ class PatchMerging(nn.Module):
         x = _pad(x, (0, 0, 0, width % 2, 0, height % 2))
         x = x.view(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H/2, W/2, 4C)
-        return self.norm(apply_linear(self.reduction, x))
+        return self.norm(self.reduction(x))
 
 
 class Mlp(nn.Module):
@@ -170,14 +170,7 @@ class Block(nn.Module):
             factors = (None if factor is None else factor.index_select(0, part.images) for factor in kept)  # (T, 1)
             return self._forward_tokens(tokens, part.groups, table, *factors)
 
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._needs_grad(x)):
-            return map_windows(partial(checkpoint, forward, use_reentrant=False) if with_cp else forward, x, parts)
-
-    def _needs_grad(self, x):
-        """Whether anything here needs a gradient; frozen blocks keep nothing. Replicas of DataParallel don't know."""
-        if x.requires_grad or getattr(self, '_is_replica', False) or is_transforming():
-            return True
-        return any(p.requires_grad for p in self.parameters())
+        return map_windows(partial(checkpoint, forward, use_reentrant=False) if with_cp else forward, x, parts)
 
     def _branch_factors(self, x):
         """What a branch of each image is multiplied with, (B, 1); None if nothing is dropped."""
@@ -370,7 +363,7 @@ class SwinTransformerV2(BaseModule):
         Raises:
             ValueError: a window is smaller than one token, or their number is not that of the stages.
         """
-        if isinstance(window_size, Sequence):
+        if isinstance(window_size, (Sequence, np.ndarray)):
             window_size = self.of_built_stages(window_size) or window_size
         for stage, window in zip(self.layers, _per_stage('window_size', window_size, len(self.layers))):
             stage.window_size = window
@@ -448,10 +441,8 @@ class SwinTransformerV2(BaseModule):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         tables = self._to_own_layout(state_dict, prefix)
-        loaded, own = (
-            self._windows_in(state_dict.get(f'{prefix}pretrained_windows'), tables),
-            self.pretrained_window_sizes,
-        )
+        loaded = self._windows_in(state_dict.get(f'{prefix}pretrained_windows'), tables)
+        own = self.pretrained_window_sizes
         if loaded is None and not self.pretrained_windows_given:
             _warn(f'the state dict does not say the windows it was trained with: pretrained_window_sizes stays {own}')
         elif loaded is not None and loaded != own and self.pretrained_windows_given:

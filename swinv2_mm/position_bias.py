@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arch import CPB_HIDDEN_DIMS
-from .shortcuts import is_plain, may_keep
+from .shortcuts import PLAIN, is_plain, may_keep
 
 
 def log_spaced_coordinates(height: int, width: int, pretrained_window: int, device=None, dtype=None) -> Tensor:
@@ -145,7 +145,7 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
     """
 
     coordinates = staticmethod(log_spaced_coordinates)
-    _kept = None, (), None  # what else a table depends on, its weights, and the table
+    _last = None, (), None  # size and normaliser of the table that is kept, its weights, and itself
 
     def __init__(self, num_heads: int, pretrained_window: int):
         super().__init__(nn.Linear(2, CPB_HIDDEN_DIMS), nn.ReLU(), nn.Linear(CPB_HIDDEN_DIMS, num_heads, bias=False))
@@ -154,21 +154,23 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
     def forward(self, height: int, width: int) -> Tensor:
         if not self._can_keep():
             return self.table(height, width)
-        size, weights = (height, width, self.pretrained_window), self._weights()
-        kept_size, kept_weights, table = self._kept
-        if kept_size != size or not all(map(_equal, kept_weights, weights)):
+        wanted, weights = (height, width, self.pretrained_window), self._weights()
+        kept, its_weights, table = self._last
+        if kept != wanted or not all(map(_equal, its_weights, weights)):
             with torch.inference_mode(False), torch.no_grad():
+                copies = [weight.detach().clone() for weight in weights]
                 table = self.table(height, width)
-                self._kept = size, [weight.detach().clone() for weight in weights], table
-        return table
+                self._last = wanted, copies, table
+        return table.clone()  # which a hook may change
 
     def table(self, height: int, width: int) -> Tensor:
         """What `forward` returns, computed anew.
 
         Under any autocast in float32, because the bias reaches 16, where bfloat16 steps are 1/16.
         """
-        plain, none = self._is_plain(), torch.empty(0, device='cpu')  # quantized layers, for CPU, have no parameters
-        weight = self._weights()[0] if plain else next(self.parameters(), none)
+        plain = self._is_plain()
+        weights = self._weights() if plain else filter(torch.is_floating_point, self.parameters())
+        weight = next(iter(weights), torch.empty(0, device='cpu'))  # quantized layers have none, and are for CPU
         dtype = torch.promote_types(weight.dtype, torch.float32)
         coordinates = self._coordinates(height, width, self.pretrained_window, weight.device, dtype)
         with torch.autocast(weight.device.type, enabled=False):
@@ -180,22 +182,26 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
             return 16 * torch.sigmoid(out).permute(2, 0, 1)
 
     def _is_plain(self):
-        hidden, activation, out = self
-        return is_plain(hidden, nn.Linear) and is_plain(activation, nn.ReLU) and is_plain(out, nn.Linear)
+        kinds = nn.Linear, nn.ReLU, nn.Linear
+        if len(self) != len(kinds) or not all(map(is_plain, self, kinds)):
+            return False
+        return self[0].bias is not None and self[2].bias is None
 
     def _weights(self):
-        hidden, _, out = self
-        return hidden.weight, hidden.bias, out.weight
+        return self[0].weight, self[0].bias, self[2].weight
 
     def _can_keep(self):
         if not may_keep() or not self._is_plain():
             return False
-        if any(weight.device.type != 'cpu' for weight in self._weights()):
+        if not all(type(weight) in PLAIN and weight.device.type == 'cpu' for weight in self._weights()):
             return False
         return not (torch.is_grad_enabled() and any(weight.requires_grad for weight in self._weights()))
 
     def _coordinates(self, *args):
         return _kept_coordinates(type(self).coordinates, *args) if may_keep() else self.coordinates(*args)
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != '_last'}  # copies compute their own
 
 
 def _equal(kept, weight):

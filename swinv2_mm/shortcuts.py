@@ -6,24 +6,26 @@ Hooks, compilers, tracers, counters of operators and the transforms of torch.fun
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import compat
 
+PLAIN = Tensor, nn.Parameter  # the types of tensors that have values, and no more to them
+FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Dropout, nn.ReLU)}
 
-def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling a module does what its class says and no more, so that its weights may be read instead.
 
-    A module of a subclass, with a hook of its own or of all modules, or with a ``forward`` of its own is called.
-
-    Args:
-        module (nn.Module): the module.
-        kinds (type): the classes that it may be of.
+    A module of another class or a subclass, with a hook of its own or of all modules, or with another ``forward`` than
+    PyTorch gave it is called.
     """
-    return type(module) in kinds and 'forward' not in vars(module) and not _has_hooks(module)
+    if type(module) is not kind or 'forward' in vars(module) or kind.forward is not FORWARDS.get(kind, kind.forward):
+        return False
+    return not _has_hooks(module)
 
 
 def _has_hooks(module):

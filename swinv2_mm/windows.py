@@ -6,6 +6,7 @@ every window the same size. Cutting each axis into segments of unequal size give
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .shortcuts import may_keep, may_use_functions
+from .shortcuts import is_transforming, may_keep, may_use_functions
 
 
 class WindowGroup(NamedTuple):
@@ -45,12 +46,15 @@ class Windows(NamedTuple):
     def split(self, max_tokens: int, multiple: int = 1) -> list[Windows]:
         """Parts of whole windows with at most ``max_tokens`` tokens each, or one window where that is larger.
 
-        A part that ends inside a group has a multiple of ``multiple`` tokens of it, if so many fit. Without any token
-        there is one part.
+        A part that ends inside a group has a multiple of ``multiple`` tokens of it, if so many fit. One that has such a
+        multiple takes another group only with all that follows. Without any token there is one part.
         """
-        parts, room = [], 0
+        parts, room, left = [], 0, len(self.order)
         for height, width, count in self.groups:
             even = multiple // math.gcd(multiple, height * width)  # windows
+            if left > room and multiple > 1 and parts and sum(group.num_tokens for group in parts[-1]) % multiple == 0:
+                room = 0
+            left -= height * width * count
             while count > 0:
                 fitting = min(count, room // (height * width))
                 if fitting < 1:
@@ -155,13 +159,21 @@ def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts:
     Returns:
         Tensor: (B, H, W, C).
     """
-    if torch.is_grad_enabled() and may_use_functions():
-        tokens = [function(tokens, part) for tokens, part in zip(gather(x, parts), parts)]
-        return scatter(tokens, parts, *x.shape[:3])
     rows = x.flatten(0, 2)
-    out = torch.empty_like(rows)
-    for part in parts:  # without gradients nothing of a part outlives it
-        out.index_copy_(0, part.order, function(rows.index_select(0, part.order), part))
+    if x.requires_grad and torch.is_grad_enabled() and may_use_functions():
+        tokens = gather(x, parts)
+    else:
+        tokens = (rows.index_select(0, part.order) for part in parts)
+    computed = (function(tokens_of, part) for tokens_of, part in zip(tokens, parts))
+    first = next(computed)
+    if is_transforming():
+        order = torch.cat([part.order for part in parts])
+        return torch.cat([first, *computed]).index_select(0, order.argsort()).view(x.shape)
+    if first.requires_grad and may_use_functions():
+        return scatter([first, *computed], parts, *x.shape[:3])
+    out = torch.empty_like(rows, dtype=first.dtype)
+    for part, tokens_of in zip(parts, itertools.chain([first], computed)):  # nothing of a part outlives it
+        out.index_copy_(0, part.order, tokens_of)
     return out.view(x.shape)
 
 

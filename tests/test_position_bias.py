@@ -134,7 +134,7 @@ def test_a_bias_is_computed_once_where_no_gradient_is_needed(continuous, compute
     with torch.no_grad():
         first, again = continuous(*LARGEST), continuous(*LARGEST)
     continuous.requires_grad_(False)
-    assert continuous(*LARGEST) is again is first
+    assert torch.equal(continuous(*LARGEST), again) and torch.equal(again, first)
     assert computed == [LARGEST]
     assert_bias_is_that_of_the_weights(continuous, again)
     continuous(3, 5), continuous(3, 5)

@@ -1,6 +1,8 @@
 """Ways of using the backbone that people know from elsewhere give the numbers of a plain forward pass, or an error."""
 
 import copy
+import pickle
+import random
 import warnings
 
 import pytest
@@ -12,7 +14,9 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import prune
 
-from swinv2_mm import SwinTransformerV2, load_pretrained
+from swinv2_mm import SwinTransformerV2, load_pretrained, ops
+from swinv2_mm import backbone as backbone_module
+from swinv2_mm.ops import linear as linear_module
 from swinv2_mm.windows import axis_segments
 
 needs_export = pytest.mark.skipif(torch.__version__ < (2, 7), reason='export is told from compilation from 2.7 on')
@@ -495,3 +499,184 @@ def test_no_weights_are_loaded_into_a_backbone_without_memory(build):
         other = SwinTransformerV2(backbone.arch._asdict(), window_size=4, out_indices=(0, 1))
     with pytest.raises(ValueError, match=r"meta device, .*: call backbone.to_empty\(device='cpu'\)"):
         load_pretrained(other, backbone.state_dict())
+
+
+# What a layer may be, and do
+
+
+class Transposed(nn.Module):
+    """A linear layer whose result is not row by row in memory."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        out = (self.layer.weight @ x.flatten(0, -2).T).T
+        return (out if self.layer.bias is None else out + self.layer.bias).unflatten(0, x.shape[:-1])
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('which', LAYERS)
+def test_results_of_layers_may_have_any_strides(build, which, training):
+    backbone, image = build().double().train(training), images(2, torch.float64)
+    wanted = gradients(backbone, image)
+    with torch.no_grad():
+        maps = backbone(image)
+    for parent, child, layer in layers_of(backbone, which):
+        setattr(parent, child, Transposed(layer))
+    with torch.no_grad():
+        assert_same(backbone(image), maps, 1e-12)
+    for name, grad in gradients(backbone, image).items():
+        torch.testing.assert_close(grad, wanted[name.replace('.layer.', '.')], rtol=1e-9, atol=1e-9)
+
+
+def test_hooks_that_change_a_bias_in_place_change_it_once_a_forward_pass(build):
+    backbone, image = build().double().eval(), images(1, torch.float64)
+    for parent, _, _ in layers_of(backbone, 'cpb_mlp'):
+        parent.cpb_mlp.register_forward_hook(lambda module, inputs, out: out.mul_(0.5))
+    wanted = backbone(image)
+    with torch.no_grad():
+        for _ in range(3):
+            assert_same(backbone(image), wanted, 1e-12)
+
+
+@pytest.mark.parametrize('place, bias', [(0, False), (2, True)])
+def test_a_position_layer_with_or_without_a_bias_is_called(build, place, bias):
+    backbone, image = build().double().eval(), images(1, torch.float64)
+    for _, _, mlp in layers_of(backbone, 'cpb_mlp'):
+        layer = nn.Linear(mlp[place].in_features, mlp[place].out_features, bias=bias).double()
+        mlp[place] = layer
+        nn.init.normal_(layer.weight, std=0.1)
+    called = copy.deepcopy(backbone)
+    for _, _, mlp in layers_of(called, 'cpb_mlp'):
+        mlp[1].register_forward_hook(lambda module, inputs, out: None)  # so that none is plain
+    with torch.no_grad():
+        assert_same(backbone(image), called(image), 1e-12)
+    gradients(backbone, image)
+    assert all(p.grad is not None for p in backbone.parameters())
+
+
+class Integers(nn.Module):
+    """A linear layer whose weight is kept in whole numbers, as weight-only quantisation does."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.scale = layer.weight.detach().abs().max() / 127
+        self.weight = nn.Parameter((layer.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().half(), requires_grad=False)
+
+    def forward(self, x):
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), bias)
+
+
+def test_position_layers_of_whole_numbers_take_coordinates_in_float32(build):
+    backbone, image = build().eval(), images()
+    rounded = copy.deepcopy(backbone)
+    for _, _, mlp in layers_of(backbone, 'cpb_mlp'):
+        mlp[0], mlp[2] = Integers(mlp[0]), Integers(mlp[2])
+    for (_, _, mlp), (_, _, other) in strict_zip(layers_of(backbone, 'cpb_mlp'), layers_of(rounded, 'cpb_mlp')):
+        for i in (0, 2):
+            other[i].weight.data = mlp[i].weight.float() * mlp[i].scale
+        other[0].bias.data = mlp[0].bias.float()
+    with torch.no_grad():
+        assert_same(backbone(image), rounded(image), 1e-2)  # a bias in half makes all of the MLP so
+
+
+def test_what_hooks_bring_into_frozen_stages_is_trained(build):
+    backbone, image = build(frozen_stages=1).double(), images(2, torch.float64)
+    adapter, hooked = nn.Linear(16, 16).double(), backbone.layers[0].blocks[1].attn
+    hooked.register_forward_hook(lambda module, inputs, out: out + adapter(out))
+    sum(out.square().sum() for out in backbone(image)).backward()
+    of_frozen, adapter.weight.grad = adapter.weight.grad, None
+    backbone.requires_grad_(True)
+    sum(out.square().sum() for out in backbone(image)).backward()
+    torch.testing.assert_close(of_frozen, adapter.weight.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_a_forward_that_replaces_that_of_all_linear_layers_is_called(build, monkeypatch):
+    backbone, image = build().double().eval(), images(1, torch.float64)
+    doubled = copy.deepcopy(backbone)
+    for module in doubled.modules():
+        if type(module) is nn.Linear:
+            module.weight.data *= 2
+    with torch.no_grad():
+        wanted = doubled(image)
+        monkeypatch.setattr(nn.Linear, 'forward', lambda self, x: F.linear(x, 2 * self.weight, self.bias))
+        assert_same(backbone(image), wanted, 1e-12)
+
+
+class Scaled(torch.Tensor):
+    """A weight that knows `torch.nn.functional.linear` alone, as quantised ones do."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is F.linear:
+                return F.linear(args[0], 2 * args[1].as_subclass(torch.Tensor), *args[2:])
+            if function in (torch.equal, torch.Tensor.mT.__get__):
+                raise NotImplementedError(function)
+            return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 1), reason='its names are of 2.1')
+def test_weights_of_other_kinds_are_left_to_pytorch(build):
+    backbone, image = build().double().eval().requires_grad_(False), images(1, torch.float64)
+    doubled = copy.deepcopy(backbone)
+    for module, other in strict_zip(backbone.modules(), doubled.modules()):
+        if type(module) is nn.Linear:
+            weight = module.weight.detach().as_subclass(Scaled)
+            del module.weight
+            module.weight = weight
+            other.weight.data *= 2
+    wanted = doubled(image)
+    for _ in range(2):
+        assert_same(backbone(image), wanted, 1e-12)
+    image.requires_grad_()
+    grads = [torch.autograd.grad(sum(out.square().sum() for out in b(image)), image)[0] for b in (backbone, doubled)]
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+
+
+def test_ensembles_over_one_layer_are_batches_of_plain_passes(build):
+    backbone, image = build().double().eval().requires_grad_(False), images(1, torch.float64)
+    name = 'layers.0.blocks.1.mlp.fc2.weight'
+    weights = torch.randn(3, *backbone.get_parameter(name).shape, dtype=torch.float64) / 8
+    outs = torch.func.vmap(lambda weight: torch.func.functional_call(backbone, {name: weight}, (image,)))(weights)
+    for i, weight in enumerate(weights):
+        assert_same([out[i] for out in outs], torch.func.functional_call(backbone, {name: weight}, (image,)), 1e-12)
+
+
+def test_derivatives_that_a_forced_path_does_not_have_are_refused(build, monkeypatch):
+    monkeypatch.setattr(ops, 'forced', 'flash')
+    with pytest.raises(ValueError, match=r'SWINV2_MM_ATTENTION=flash has no derivatives of torch\.func'):
+        torch.func.jvp(build().eval().requires_grad_(False), (images(),), (images(),))
+
+
+def test_copies_and_pickles_carry_no_kept_bias(build):
+    backbone, image = build().eval(), images()
+    size = len(pickle.dumps(backbone))
+    with torch.no_grad():
+        wanted = backbone(image)
+        assert len(pickle.dumps(backbone)) == size
+        assert_same(pickle.loads(pickle.dumps(backbone))(image), wanted, 0)
+
+
+def test_images_of_many_sizes_give_few_numbers_of_rows_to_onednn(build, monkeypatch):
+    """oneDNN keeps memory for each of them, for good."""
+    rows = set()
+
+    def suits(x, weight, bias):
+        suit = suits_onednn(x, weight, bias)
+        rows.update([(x.shape[:-1].numel(), weight.shape)] if suit else [])
+        return suit
+
+    suits_onednn = linear_module._suits_onednn
+    monkeypatch.setattr(linear_module, '_suits_onednn', suits)
+    monkeypatch.setattr(backbone_module, 'PART_SIZE', 2**14)
+    backbone, sizes = build(window_size=8).eval(), random.Random(0)
+    with torch.no_grad():
+        for _ in range(40):
+            backbone(torch.randn(1, 3, sizes.randrange(100, 300), sizes.randrange(100, 300)))
+    counts = {count for count, _ in rows}
+    assert counts and counts <= {256 * i for i in range(1, 5)}  # of 1024 tokens, and of 512

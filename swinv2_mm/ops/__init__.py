@@ -34,6 +34,8 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
         return reference.attention(qkv, scale, table, groups, dropout)
     if dropout > 0:
         raise ValueError(f'{VARIABLE}={path} has no dropout of attention weights: unset it, or set attn_drop_rate=0')
+    if path == 'flash' and is_transforming():
+        raise ValueError(f'{VARIABLE}=flash has no derivatives of torch.func and of forward mode: unset it')
     if path == 'flash' and qkv.device.type != 'cpu':
         raise ValueError(
             f'{VARIABLE}=flash is for CPU, and the tensors are on {qkv.device}: unset it, or set it to sdpa'

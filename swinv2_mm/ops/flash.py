@@ -25,7 +25,7 @@ EPS = 1e-12  # of the norms, as in `torch.nn.functional.normalize`
 
 def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup]) -> Tensor:
     """As `reference.attention`, once differentiable; computes in float32 or wider, whatever the dtype of ``qkv``."""
-    return window_attention(qkv, scale, table, [size for group in groups for size in group])
+    return window_attention(qkv.contiguous(), scale, table, [size for group in groups for size in group])
 
 
 @compat.custom_op('swinv2_mm::window_attention', '(Tensor qkv, Tensor scale, Tensor table, int[] groups) -> Tensor')

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import compat
-from ..shortcuts import is_plain, is_traced, may_keep
+from ..shortcuts import PLAIN, is_plain, is_traced, may_keep
 
 ONEDNN_ROWS = 256  # whole windows, of which most parts of a map consist, give multiples of it
 
@@ -22,7 +22,7 @@ def apply_linear(layer: nn.Module, x: Tensor, of_gelu: bool = False) -> Tensor:
     """
     if not is_plain(layer, nn.Linear):
         return layer(F.gelu(x) if of_gelu else x)
-    if of_gelu and torch.is_grad_enabled() and not is_traced():  # a compiler decides by itself what to compute again
+    if of_gelu and torch.is_grad_enabled() and not is_traced() and type(layer.weight) in PLAIN:
         return _Linear.apply(x, layer.weight, layer.bias, True)
     return linear(F.gelu(x) if of_gelu else x, layer.weight, layer.bias)
 
@@ -49,7 +49,7 @@ def _suits_onednn(*tensors):
     if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
     kept = [t for t in tensors if t is not None]
-    return all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.device.type == 'cpu' for t in kept)
+    return all(type(t) in PLAIN and t.dtype == torch.float32 and t.device.type == 'cpu' for t in kept)
 
 
 class _Linear(torch.autograd.Function):
