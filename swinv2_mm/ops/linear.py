@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from .. import compat
 from ..shortcuts import PLAIN, is_plain, is_traced, may_keep
@@ -22,7 +23,7 @@ def apply_linear(layer: nn.Module, x: Tensor, of_gelu: bool = False) -> Tensor:
     """
     if not is_plain(layer, nn.Linear):
         return layer(F.gelu(x) if of_gelu else x)
-    if of_gelu and torch.is_grad_enabled() and not is_traced() and type(layer.weight) in PLAIN:
+    if of_gelu and torch.is_grad_enabled() and not is_traced() and type(layer.weight) in (*PLAIN, FakeTensor):
         return _Linear.apply(x, layer.weight, layer.bias, True)
     return linear(F.gelu(x) if of_gelu else x, layer.weight, layer.bias)
 
