@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import prune
 
-from swinv2_mm import SwinTransformerV2, load_pretrained, ops
+from swinv2_mm import SwinTransformerV2, compat, load_pretrained, ops
 from swinv2_mm import backbone as backbone_module
 from swinv2_mm.ops import linear as linear_module
 from swinv2_mm.windows import axis_segments
@@ -312,7 +312,7 @@ def central_difference(backbone, image, tangent, step=1e-6):
 
 
 @pytest.mark.parametrize('frozen', [False, True])
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-6), (torch.float32, 1e-3)])
 def test_forward_mode_derivatives_are_differences(build, frozen, dtype, tolerance):
     backbone = build().eval().requires_grad_(not frozen)
     image, tangent = images(2, torch.float64), images(2, torch.float64)
@@ -564,7 +564,7 @@ class Integers(nn.Module):
         super().__init__()
         self.scale = layer.weight.detach().abs().max() / 127
         self.weight = nn.Parameter((layer.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().half(), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
 
     def forward(self, x):
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -579,9 +579,8 @@ def test_position_layers_of_whole_numbers_take_coordinates_in_float32(build):
     for (_, _, mlp), (_, _, other) in strict_zip(layers_of(backbone, 'cpb_mlp'), layers_of(rounded, 'cpb_mlp')):
         for i in (0, 2):
             other[i].weight.data = mlp[i].weight.float() * mlp[i].scale
-        other[0].bias.data = mlp[0].bias.float()
     with torch.no_grad():
-        assert_same(backbone(image), rounded(image), 1e-2)  # a bias in half makes all of the MLP so
+        assert_same(backbone(image), rounded(image))
 
 
 def test_what_hooks_bring_into_frozen_stages_is_trained(build):
@@ -662,6 +661,7 @@ def test_copies_and_pickles_carry_no_kept_bias(build):
         assert_same(pickle.loads(pickle.dumps(backbone))(image), wanted, 0)
 
 
+@pytest.mark.skipif(not compat.HAS_ONEDNN_LINEAR, reason='PyTorch 2.0 computes linear layers by MKL')
 def test_images_of_many_sizes_give_few_numbers_of_rows_to_onednn(build, monkeypatch):
     """oneDNN keeps memory for each of them, for good."""
     rows = set()

@@ -20,7 +20,7 @@ from install import ROOT, ensure_environment, processes_at_once, say
 TESTS = (
     'amp arch attention backbone backbone_reference backbone_training checkpoint checkpoint_mutation checkpoint_tools '
     'compat compile distributed files formats linear mmengine_reading model_weights ops optim other_names '
-    'position_bias pretrained_windows registry unpickling windows'
+    'position_bias pretrained_windows registry unpickling ways_of_use windows'
 )
 LIBRARIES = (  # of the tests, and of mmengine, which asks for opencv-python, which needs libGL
     'addict',
