@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import compat
 
-PLAIN = Tensor, nn.Parameter  # the types of tensors that have values, and no more to them
+PLAIN = Tensor, nn.Parameter  # the types of tensors that are just what they hold
 FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Dropout, nn.ReLU)}
 
 

@@ -6,7 +6,6 @@ every window the same size. Cutting each axis into segments of unequal size give
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -165,14 +164,14 @@ def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts:
     else:
         tokens = (rows.index_select(0, part.order) for part in parts)
     computed = (function(tokens_of, part) for tokens_of, part in zip(tokens, parts))
-    first = next(computed)
+    first = next(computed)  # which shows whether anything needs a gradient: weights, or what hooks bring in
     if is_transforming():
         order = torch.cat([part.order for part in parts])
         return torch.cat([first, *computed]).index_select(0, order.argsort()).view(x.shape)
     if first.requires_grad and may_use_functions():
         return scatter([first, *computed], parts, *x.shape[:3])
-    out = torch.empty_like(rows, dtype=first.dtype)
-    for part, tokens_of in zip(parts, itertools.chain([first], computed)):  # nothing of a part outlives it
+    out = torch.empty_like(rows, dtype=first.dtype).index_copy_(0, parts[0].order, first)
+    for part, tokens_of in zip(parts[1:], computed):  # nothing of a part outlives it
         out.index_copy_(0, part.order, tokens_of)
     return out.view(x.shape)
 
