@@ -140,7 +140,7 @@ def fit_pretrained(
     with naming(source):
         weights, rearranged, left_out, initial = fit(backbone, converted, windows, allowed)
     keeps_own = backbone.pretrained_windows_given or backbone.position_bias == 'parameterized'
-    own_windows = backbone.pretrained_window_sizes if keeps_own else windows.pretrained_window_sizes
+    own_windows = backbone.pretrained_window_sizes if keeps_own else tuple(weights['pretrained_windows'].tolist())
     return weights, LoadReport(
         source=_label(source),
         format=converted.format,

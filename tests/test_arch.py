@@ -29,11 +29,11 @@ def weights_of(arch='tiny', **arguments):
     """The weights of a backbone, without memory: no output norms and no windows."""
     num_stages = len(parse_arch(arch).depths)
     with torch.device('meta'):
-        backbone = SwinTransformerV2(arch, window_size=WINDOWS[:num_stages], out_indices=(0,), **arguments)
+        backbone = SwinTransformerV2(arch, window_size=WINDOWS[:num_stages], out_indices=(num_stages - 1,), **arguments)
     return {
         name: value
         for name, value in backbone.state_dict().items()
-        if name not in ('norm0.weight', 'norm0.bias', 'pretrained_windows')
+        if not name.startswith('norm') and name != 'pretrained_windows'
     }
 
 

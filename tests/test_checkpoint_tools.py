@@ -298,8 +298,8 @@ def test_windows_against_what_the_file_says_are_stored_with_a_warning(run, detec
 
 
 def test_timm_gets_a_norm_that_the_file_does_not_have(run, build_small, tmp_path):
-    source = build_small(out_indices=(0, 1, 2))
-    torch.save(source.state_dict(), tmp_path / 'own.pth')
+    weights = {name: value for name, value in build_small().state_dict().items() if not name.startswith('norm3')}
+    torch.save(weights, tmp_path / 'own.pth')
     code, _, errors = run('convert_checkpoint', tmp_path / 'own.pth', tmp_path / 'model.safetensors', '--to', 'timm')
     written = safetensors.torch.load_file(tmp_path / 'model.safetensors')
     assert code == 0 and written['norm.weight'].tolist() == [1] * 128 and written['norm.bias'].tolist() == [0] * 128
