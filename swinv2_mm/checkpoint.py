@@ -281,9 +281,11 @@ def _fit(backbone, converted, allow_missing):
     weights, rearranged, left_out = {}, dict(converted.rearranged), dict(converted.left_out)
     theirs = infer_arguments(converted.weights)
     unbuilt = _unbuilt(backbone, theirs)
+    for name, in_file in converted.names.items():
+        if is_in(name, unbuilt):
+            left_out.setdefault(in_file, UNBUILT)
     for name, value in converted.weights.items():
         if is_in(name, unbuilt):
-            left_out[converted.names.get(name, name)] = UNBUILT
             continue
         norm = re.match(r'norm(\d)\.(weight|bias)$', name)
         if norm and int(norm[1]) < len(backbone.window_size) and name not in own:
