@@ -12,13 +12,14 @@ if digit_version(mmengine.__version__) < digit_version('0.8.0'):
         f'{mmengine.__version__}: pip install mmengine==0.10.7'
     )
 
-from . import flop_counters, mmengine_reading
-from .amp import BFloat16OptimWrapper
 from .backbone import SwinTransformerV2
-from .checkpoint import LoadReport, load_pretrained
-from .files import CheckpointError
-from .optim import SwinV2OptimWrapperConstructor
-from .runner import SwinV2Runner
+from .checkpoints import mmengine_reading
+from .checkpoints.files import CheckpointError
+from .checkpoints.loading import LoadReport, load_pretrained
+from .engine.amp import BFloat16OptimWrapper
+from .engine.optim import SwinV2OptimWrapperConstructor
+from .engine.runner import SwinV2Runner
+from .ops import flop_counters
 
 flop_counters.register()
 mmengine_reading.register()

@@ -19,13 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from . import compat
 from .arch import POSITION_BIASES, has_extra_norm, parse_arch
-from .attention import WindowAttention
-from .checkpoint import load_pretrained
-from .files import CheckpointError
-from .formats import COMPUTED, convert, identify
+from .blocks import WindowAttention
+from .checkpoints.files import CheckpointError
+from .checkpoints.formats import COMPUTED, convert, identify
+from .checkpoints.loading import load_pretrained
+from .checkpoints.windows import MAX_WINDOW, windows_from_tables, windows_stated
 from .ops.linear import ONEDNN_ROWS, apply_linear
 from .other_names import refuse_other_names
-from .pretrained_windows import MAX_WINDOW, windows_from_tables, windows_stated
 from .shortcuts import is_plain, is_transforming
 from .windows import Windows, largest_window, map_windows, partition
 

@@ -69,10 +69,12 @@ def load_tool():
     """Import one of the command lines of ``tools/`` as a module."""
 
     def load_tool(name):
-        spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
+        [path] = TOOLS.rglob(f'{name}.py')
+        spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(TOOLS)  # they import each other
+            patch.syspath_prepend(path.parent)
+            patch.syspath_prepend(TOOLS)
             spec.loader.exec_module(module)
         return module
 

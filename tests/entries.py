@@ -14,7 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from swinv2_mm import SwinTransformerV2, launch, load_pretrained
+from swinv2_mm import SwinTransformerV2, load_pretrained
+from swinv2_mm.engine import launch
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / 'configs/demo/upernet_swinv2_shapes.py')

@@ -1,6 +1,6 @@
 """Bad input by its name, what is said about it, and good input that is like it. `test_data_checks.py` uses both.
 
-Data are those of `tools/draw_dataset.py`: eight images for training and two for validation, as COCO and as ADE20K.
+Data are those of `tools/misc/draw_dataset.py`: eight images for training and two for validation, as COCO and as ADE20K.
 """
 
 import copy

@@ -8,7 +8,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 from swinv2_mm import BFloat16OptimWrapper
-from swinv2_mm.amp import feature_extractors
+from swinv2_mm.engine.amp import feature_extractors
 
 
 class Detector(nn.Module):

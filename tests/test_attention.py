@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from across_versions import half_dtypes
+from swinv2_mm.blocks import WindowAttention
 from torch import nn
 
 from swinv2_mm import ops
-from swinv2_mm.attention import WindowAttention
 from swinv2_mm.backbone import Block
 from swinv2_mm.windows import WindowGroup, gather, largest_window, partition, scatter
 
@@ -258,7 +258,7 @@ def test_scale_and_table_stay_in_float32_under_autocast_and_the_scale_has_a_limi
     with torch.no_grad():
         module.logit_scale.copy_(torch.tensor([3.0, 9.0])[:, None, None])
     calls = []
-    monkeypatch.setattr('swinv2_mm.attention.attention', lambda *args: calls.append(args) or ops.attention(*args))
+    monkeypatch.setattr('swinv2_mm.blocks.attention', lambda *args: calls.append(args) or ops.attention(*args))
     with torch.autocast('cpu', dtype):
         attend(module, torch.randn(2, 4, 4, 32), [partition(2, 4, 4, 4, 0)])
     ((qkv, scale, table, *_),) = calls

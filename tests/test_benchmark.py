@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from swinv2_mm import ops
 from swinv2_mm.windows import largest_window, partition
 
-BENCHMARK = Path(__file__).parents[1] / 'tools/benchmark.py'
+BENCHMARK = Path(__file__).parents[1] / 'tools/analysis_tools/benchmark.py'
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from swinv2_mm import CheckpointError, SwinTransformerV2, checkpoint, load_pretrained
+from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
+from swinv2_mm.checkpoints import loading as checkpoint
 
 SMALL = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
 

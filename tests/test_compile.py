@@ -9,7 +9,7 @@ from across_versions import strict_zip
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 
-from swinv2_mm.runner import SwinV2Runner
+from swinv2_mm.engine.runner import SwinV2Runner
 
 runs = itertools.count()
 

@@ -17,9 +17,9 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
 
-import swinv2_mm.launch as launch
 from swinv2_mm.arch import ARCHS, parse_arch
-from swinv2_mm.optim import SwinV2OptimWrapperConstructor
+from swinv2_mm.engine import launch
+from swinv2_mm.engine.optim import SwinV2OptimWrapperConstructor
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ('configs', 'configs/coco', 'configs/ade20k')

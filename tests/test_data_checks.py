@@ -44,7 +44,6 @@ from spoilt import (
     write_map,
 )
 
-import swinv2_mm.launch as launch
 from swinv2_mm.checks.coco import Needs, check_annotations
 from swinv2_mm.checks.data import innermost_datasets, open_dataset
 from swinv2_mm.checks.heads import check_heads
@@ -52,6 +51,7 @@ from swinv2_mm.checks.label_maps import host_labels
 from swinv2_mm.checks.masks import decode_counts
 from swinv2_mm.checks.options import accepted_names
 from swinv2_mm.checks.settings import check_settings
+from swinv2_mm.engine import launch
 
 ROOT = Path(__file__).parents[1]
 DET = 'configs/demo/mask-rcnn_swinv2_shapes.py'

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from swinv2_mm import SwinTransformerV2, load_pretrained
-from swinv2_mm.checkpoint import read_checkpoint
+from swinv2_mm.checkpoints.loading import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 DETECTOR = 'configs/demo/mask-rcnn_swinv2_shapes.py'
@@ -244,7 +244,7 @@ assert os.getcwd() == {str(tmp_path)!r} and sys.argv == ['-c']
 demo.run('draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 2)
 """
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
-    assert f'$ python tools/draw_dataset.py {tmp_path}/shapes --train 1 --val 1\n' in done.stdout
+    assert f'$ python tools/misc/draw_dataset.py {tmp_path}/shapes --train 1 --val 1\n' in done.stdout
     assert (tmp_path / 'shapes/train2017/000000000001.jpg').exists()
     assert ('imported before' in done.stdout) == (not gpu)  # CUDA does not survive a fork
     assert done.returncode == 2

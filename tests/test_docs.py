@@ -18,11 +18,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from test_configs import SMALL, shrink_config
 
-import swinv2_mm.launch as launch
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.downloads import cached_path
-from swinv2_mm.files import write_checkpoint
-from swinv2_mm.formats import export
+from swinv2_mm.checkpoints.downloads import cached_path
+from swinv2_mm.checkpoints.files import write_checkpoint
+from swinv2_mm.checkpoints.formats import export
+from swinv2_mm.engine import launch
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -33,7 +33,7 @@ PAGES = (
 BY_CI = (
     'python3 tools/demo.py',
     'python3 tools/run_tests.py',
-    'python3 tools/test_versions.py --python 3.8 --torch 2.0.1',
+    'python3 tools/misc/test_versions.py --python 3.8 --torch 2.0.1',
 )
 PRINTED = """
 python() { printf '%s\\x1f' python "$@"; echo; }
@@ -160,11 +160,11 @@ def test_a_command_runs(command, site, released, load_tool, monkeypatch, capsys)
         for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=port).items():
             monkeypatch.setenv(name, str(value))
     tool = load_tool(Path(command[script]).stem)
-    if command[script] in ('tools/benchmark.py', 'tools/demo.py'):
+    if command[script] in ('tools/analysis_tools/benchmark.py', 'tools/demo.py'):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)  # --device cuda is refused where no GPU is
         tool.parse_args(command[script + 1 :])
         return
-    if command[script] == 'tools/export_onnx.py':
+    if command[script] == 'tools/deployment/export_onnx.py':
         command = [SMALLER.get(word, word) for word in command]
     monkeypatch.setattr(sys, 'argv', list(command[script:]))
     try:

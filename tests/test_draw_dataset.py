@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-TOOL = Path(__file__).parents[1] / 'tools' / 'draw_dataset.py'
+TOOL = Path(__file__).parents[1] / 'tools' / 'misc' / 'draw_dataset.py'
 SPEC = importlib.util.spec_from_file_location('draw_dataset', TOOL)
 draw_dataset = importlib.util.module_from_spec(SPEC)
 with pytest.MonkeyPatch.context() as patch:

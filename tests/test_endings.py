@@ -13,7 +13,7 @@ import pytest
 import test_infer
 
 ROOT = Path(__file__).parents[1]
-TOOLS = sorted(path.stem for path in (ROOT / 'tools').glob('*.py') if "__name__ == '__main__'" in path.read_text())
+TOOLS = sorted(path for path in (ROOT / 'tools').rglob('*.py') if "__name__ == '__main__'" in path.read_text())
 WORDS = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 BOTH = pytest.mark.parametrize('number', WORDS, ids=lambda number: number.name)
@@ -82,7 +82,7 @@ def test_a_tool_that_imports_ends_in_one_line(end, tmp_path, tool, number):
 def test_half_a_data_set_is_removed(end, tmp_path, number):
     out = tmp_path / 'data'
     out.mkdir()
-    command = ('tools/draw_dataset.py', out / 'shapes', '--train', 100000)
+    command = ('tools/misc/draw_dataset.py', out / 'shapes', '--train', 100000)
     code = f"""import pathlib, runpy, sys
 sys.path.insert(0, 'tools')
 sys.argv = {list(map(str, command))}
@@ -183,7 +183,17 @@ ending.run(main)"""
 
 
 def test_a_benchmark_ends_with_the_process_that_measures(end):
-    command = ('tools/benchmark.py', '--sizes', '256x256', '--windows', 8, '--peers', 'none', '--steps', 100000)
+    command = (
+        'tools/analysis_tools/benchmark.py',
+        '--sizes',
+        '256x256',
+        '--windows',
+        8,
+        '--peers',
+        'none',
+        '--steps',
+        100000,
+    )
     check(end(signal.SIGTERM, *command, when='round 1 of'), 'benchmark', signal.SIGTERM)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-import swinv2_mm.launch as launch
+from swinv2_mm.engine import launch
 
 DET = """_base_ = '{root}/configs/mask_rcnn_swinv2.py'
 model = dict(

@@ -26,9 +26,10 @@ import safetensors.torch
 import torch
 from mmengine.logging import MessageHub
 
-from swinv2_mm import CheckpointError, downloads
-from swinv2_mm.downloads import LOCK, cached_path
-from swinv2_mm.files import read_checkpoint, write_checkpoint
+from swinv2_mm import CheckpointError
+from swinv2_mm.checkpoints import downloads
+from swinv2_mm.checkpoints.downloads import LOCK, cached_path
+from swinv2_mm.checkpoints.files import read_checkpoint, write_checkpoint
 
 
 class Malicious:
@@ -189,7 +190,7 @@ WRAPPERS = [
 def warnings(monkeypatch):
     """What `read_checkpoint` warns of."""
     messages = []
-    monkeypatch.setattr('swinv2_mm.files.print_log', lambda message, **_: messages.append(message))
+    monkeypatch.setattr('swinv2_mm.checkpoints.files.print_log', lambda message, **_: messages.append(message))
     return messages
 
 
@@ -692,7 +693,7 @@ def test_processes_that_want_a_file_download_it_once(server, tmp_path):
     code = f"""
 import sys, torch
 torch.hub.get_dir = lambda: {str(tmp_path / 'hub')!r}
-from swinv2_mm.files import read_checkpoint
+from swinv2_mm.checkpoints.files import read_checkpoint
 print(read_checkpoint({server.url + '/x.pth'!r})['w'][0].item())
 """
     processes = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(3)]

@@ -19,9 +19,9 @@ from torch import nn
 from transformers import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification, Swinv2Model
 
 from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
-from swinv2_mm.checkpoint import read_weights
-from swinv2_mm.files import write_checkpoint
-from swinv2_mm.formats import export, export_config
+from swinv2_mm.checkpoints.files import write_checkpoint
+from swinv2_mm.checkpoints.formats import export, export_config
+from swinv2_mm.checkpoints.loading import read_weights
 
 DEPTHS, HEADS = (2, 2, 3, 2), (1, 2, 4, 8)
 ARCH = dict(embed_dims=16, depths=DEPTHS, num_heads=HEADS)

@@ -24,7 +24,7 @@ from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import swinv2_mm.launch as launch
+from swinv2_mm.engine import launch
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo/mask-rcnn_swinv2_shapes.py'

@@ -14,7 +14,7 @@ import torch
 from draws import DRAWS
 from entries import DEMO, IN_PROCESS, ROOT
 
-from swinv2_mm.files import CheckpointError, read_checkpoint
+from swinv2_mm.checkpoints.files import CheckpointError, read_checkpoint
 
 QUICK = (
     *('train_dataloader.batch_size=2', 'default_hooks.logger.interval=1', 'train_cfg.val_interval=1000000'),

@@ -11,9 +11,9 @@ from mmengine.config import Config
 from mmengine.registry import MODEL_WRAPPERS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
-import swinv2_mm.launch as launch
 from swinv2_mm import CheckpointError, SwinTransformerV2
-from swinv2_mm.runner import SwinV2Runner, runner_class
+from swinv2_mm.engine import launch
+from swinv2_mm.engine.runner import SwinV2Runner, runner_class
 
 DET = 'configs/mask_rcnn_swinv2.py'
 DEMO = 'configs/demo/mask-rcnn_swinv2_shapes.py'

@@ -22,8 +22,8 @@ from entries import CALLS, ENTRIES, enter_host_runner
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from swinv2_mm import mmengine_reading
-from swinv2_mm.files import read_checkpoint
+from swinv2_mm.checkpoints import mmengine_reading
+from swinv2_mm.checkpoints.files import read_checkpoint
 
 FILES_PER_ENTRY = 4 * DRAWS
 

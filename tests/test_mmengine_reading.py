@@ -12,8 +12,9 @@ from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
-from swinv2_mm import CheckpointError, downloads, mmengine_reading
-from swinv2_mm.downloads import cached_path
+from swinv2_mm import CheckpointError
+from swinv2_mm.checkpoints import downloads, mmengine_reading
+from swinv2_mm.checkpoints.downloads import cached_path
 
 
 class Malicious:

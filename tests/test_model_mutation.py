@@ -17,9 +17,9 @@ from mmengine.optim import LinearLR, OptimWrapper
 from torch import nn
 
 from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
-from swinv2_mm.checkpoint import check_complete, read_weights
-from swinv2_mm.model_weights import load_model
-from swinv2_mm.training_state import check_training_state
+from swinv2_mm.checkpoints.loading import check_complete, read_weights
+from swinv2_mm.engine.model_weights import load_model
+from swinv2_mm.engine.training_state import check_training_state
 
 ARCH = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
 

@@ -8,7 +8,7 @@ from mmengine.model import BaseModel, BaseTTAModel
 from torch import nn
 
 from swinv2_mm import CheckpointError, SwinTransformerV2
-from swinv2_mm.model_weights import load_model
+from swinv2_mm.engine.model_weights import load_model
 
 ARCH = dict(embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
 
@@ -205,7 +205,7 @@ def test_another_backbone_must_be_whole_too(build):
 @pytest.fixture
 def ported(trained):
     """The same detector as one with another implementation would be saved, by the implementation."""
-    from swinv2_mm.formats import export  # tested against the libraries themselves
+    from swinv2_mm.checkpoints.formats import export  # tested against the libraries themselves
 
     weights = trained['state_dict']
     backbone = {name[len('backbone.') :]: value for name, value in weights.items() if name.startswith('backbone.')}

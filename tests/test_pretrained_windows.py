@@ -11,7 +11,7 @@ from across_versions import strict_zip
 from transformers import Swinv2Config, Swinv2Model
 
 from swinv2_mm import CheckpointError, load_pretrained
-from swinv2_mm.pretrained_windows import (
+from swinv2_mm.checkpoints.windows import (
     COMPUTED_HERE,
     TrainedWindows,
     windows_from_config,
@@ -359,7 +359,7 @@ def warnings(monkeypatch):
     """What is logged while the windows are inferred."""
     logged = []
     monkeypatch.setattr(
-        'swinv2_mm.pretrained_windows.print_log', lambda text, level, **kwargs: logged.append((level, text))
+        'swinv2_mm.checkpoints.windows.print_log', lambda text, level, **kwargs: logged.append((level, text))
     )
     return logged
 

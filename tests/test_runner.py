@@ -27,14 +27,14 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict, ReduceOnPlateauLR
 from mmengine.registry import DATA_SAMPLERS, RUNNERS
 from torch.utils.data import BatchSampler, DataLoader
 
-import swinv2_mm.launch as launch
-import swinv2_mm.runner
+import swinv2_mm.engine.runner
 from swinv2_mm import CheckpointError
-from swinv2_mm.files import read_checkpoint
-from swinv2_mm.model_weights import load_model
-from swinv2_mm.runner import SwinV2Runner
-from swinv2_mm.seeding import NumberedBatches, number_batches
-from swinv2_mm.training_state import check_training_state
+from swinv2_mm.checkpoints.files import read_checkpoint
+from swinv2_mm.engine import launch
+from swinv2_mm.engine.model_weights import load_model
+from swinv2_mm.engine.runner import SwinV2Runner
+from swinv2_mm.engine.seeding import NumberedBatches, number_batches
+from swinv2_mm.engine.training_state import check_training_state
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures('no_traces')
@@ -358,7 +358,7 @@ def test_killed_within_a_save_a_run_goes_on_from_the_one_before(build, tmp_path)
     code = KILLED.format(tests=str(ROOT / 'tests'), root=str(ROOT), work_dir=str(work_dir))
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    partial = work_dir / swinv2_mm.runner.PARTIAL
+    partial = work_dir / swinv2_mm.engine.runner.PARTIAL
     assert partial.exists()
     assert [file.name for file in work_dir.glob('*.pth')] == ['iter_2.pth']
     continued = build(checkpoint=hook(max_keep_ckpts=1), resume=True, work_dir=work_dir)
@@ -626,7 +626,7 @@ def test_a_second_run_in_a_folder_is_one_line(load_tool, shapes, tmp_path, monke
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import swinv2_mm.launch as launch
+from swinv2_mm.engine import launch
 launch.lock_work_dir({str(folder)!r})
 print('locked', flush=True)
 sys.stdin.read()

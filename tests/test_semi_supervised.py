@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from test_configs import SMALL, shrink
 
-import swinv2_mm.launch as launch
 from swinv2_mm import BFloat16OptimWrapper, CheckpointError, SwinTransformerV2
+from swinv2_mm.engine import launch
 
 CONFIG = f"""
 _base_ = 'mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'

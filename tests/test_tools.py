@@ -17,7 +17,7 @@ import test_infer
 import torch
 from mmengine.registry import VISUALIZERS
 
-from swinv2_mm.checkpoint import read_checkpoint
+from swinv2_mm.checkpoints.loading import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 DEMO = 'configs/demo/mask-rcnn_swinv2_shapes.py'
@@ -29,7 +29,7 @@ detector = test_infer.detector
 
 
 def tool(name, *args, command=(sys.executable,)):
-    return [*command, str(ROOT / 'tools' / f'{name}.py'), *map(str, args)]
+    return [*command, str(next((ROOT / 'tools').rglob(f'{name}.py'))), *map(str, args)]
 
 
 def run(*command):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from swinv2_mm import unpickling
-from swinv2_mm.files import ALLOWED
-from swinv2_mm.formats import unwrap
+from swinv2_mm.checkpoints import unpickling
+from swinv2_mm.checkpoints.files import ALLOWED
+from swinv2_mm.checkpoints.formats import unwrap
 
 
 def read(path):
@@ -122,7 +122,7 @@ FORBIDDEN = [
     ('numpy', 'load'),
     ('numpy', 'fromfile'),
     ('numpy.lib.npyio', 'load'),
-    ('swinv2_mm.unpickling', 'load'),
+    ('swinv2_mm.checkpoints.unpickling', 'load'),
 ]
 
 

@@ -7,7 +7,7 @@ what they find.
 
 from __future__ import annotations
 
-import ending  # isort: split
+from lib import ending  # isort: split
 
 import argparse
 import glob
@@ -131,14 +131,14 @@ def train_and_infer(data_root: Path, folder: Path, images: str, *flags) -> dict[
         checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
         best = ONE_BOX_EACH if config == DETECTOR else ()
         run('infer.py', config, checkpoint, images, '--out', work_dir / 'predictions', '--score-thr', 0.5, *best)
-        run('plot_curves.py', work_dir)
+        run('analysis_tools/plot_curves.py', work_dir)
         metrics.update(read_metrics(config, work_dir))
     return metrics
 
 
 def read_metrics(config: str, work_dir: Path) -> dict[str, float]:
     """The metrics of the validation at the end, in percent, by what they are called in the table."""
-    from plot_curves import read_scalars  # it imports matplotlib, which only the environment has
+    from analysis_tools.plot_curves import read_scalars  # it imports matplotlib, which only the environment has
 
     scalars = read_scalars(work_dir)
     end = max(scalars['loss'])
@@ -194,11 +194,11 @@ def main() -> None:
     seed = ('--seed', args.seed)
     classifier = work_dir / 'swinv2_shapes_patch4_window4_64.pth'
 
-    run('draw_dataset.py', data_root, '--train', 400, '--val', 60)
+    run('misc/draw_dataset.py', data_root, '--train', 400, '--val', 60)
     if not classifier.exists():
-        run('train_classifier.py', DETECTOR, classifier, '--data-root', data_root, *seed)
-    run('inspect_checkpoint.py', classifier)
-    run('plot_position_bias.py', classifier, '--window', 8, '--stage', 2, '--out', work_dir / 'position_bias.png')
+        run('misc/train_classifier.py', DETECTOR, classifier, '--data-root', data_root, *seed)
+    run('model_converters/inspect_checkpoint.py', classifier)
+    run('analysis_tools/plot_position_bias.py', classifier, '--window', 8, '--stage', 2, '--out', work_dir / 'position_bias.png')
 
     starts = {'transferred': ('--checkpoint', classifier)}
     if args.compare:

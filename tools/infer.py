@@ -31,7 +31,7 @@ every ten seconds and at the end, also where Ctrl-C, SIGTERM or a full disk is t
 
 from __future__ import annotations
 
-import ending  # isort: split
+from lib import ending  # isort: split
 
 import argparse
 import glob
@@ -50,19 +50,19 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from lib.pictures import check_pixels, check_whole, to_picture
+from lib.progress import track
+from lib.writing import check_folder, whole
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import InstanceData
 from mmengine.visualization import Visualizer
-from pictures import check_pixels, check_whole, to_picture
-from progress import track
 from torch import nn
-from writing import check_folder, whole
 
-import swinv2_mm.launch as launch
+from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.checks.options import ConfigOptions
-from swinv2_mm.files import read_checkpoint
+from swinv2_mm.engine import launch
 
 OVERLAYS, LABELS = 'overlays', 'labels'  # folders of results
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')

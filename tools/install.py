@@ -6,7 +6,7 @@ alone. The versions are in `setup.cfg`.
 
 from __future__ import annotations
 
-import ending  # isort: split
+from lib import ending  # isort: split
 
 import argparse
 import configparser

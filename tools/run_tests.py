@@ -1,6 +1,6 @@
 """Run the tests, after installing what they need, in a few processes at once (one with `-n 0`, as `-s` needs)."""
 
-import ending  # isort: split
+from lib import ending  # isort: split
 
 import argparse
 import os

@@ -1,6 +1,6 @@
 """Evaluate a trained detector or segmentor: COCO metrics or mIoU."""
 
-import ending  # isort: split
+from lib import ending  # isort: split
 
 import argparse
 import errno
@@ -9,16 +9,16 @@ import pickle
 import sys
 from pathlib import Path
 
+from lib.writing import check_file, check_folder, whole
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
-from writing import check_file, check_folder, whole
 
-import swinv2_mm.launch as launch
+from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.checks.data import check_contents
 from swinv2_mm.checks.options import check_arguments
 from swinv2_mm.checks.settings import check_settings
-from swinv2_mm.files import read_checkpoint
-from swinv2_mm.runner import runner_class
+from swinv2_mm.engine import launch
+from swinv2_mm.engine.runner import runner_class
 
 
 def parse_args(argv=None):

@@ -1,19 +1,19 @@
 """Train a detector or segmentor from its config."""
 
-import ending  # isort: split
+from lib import ending  # isort: split
 
 import argparse
 import logging
 import sys
 from pathlib import Path
 
-import swinv2_mm.launch as launch
 from swinv2_mm import CheckpointError
-from swinv2_mm.amp import BFloat16OptimWrapper, feature_extractors
 from swinv2_mm.checks.data import check_contents
 from swinv2_mm.checks.options import check_arguments
 from swinv2_mm.checks.settings import check_settings
-from swinv2_mm.runner import runner_class
+from swinv2_mm.engine import launch
+from swinv2_mm.engine.amp import BFloat16OptimWrapper, feature_extractors
+from swinv2_mm.engine.runner import runner_class
 
 
 def parse_args(argv=None):

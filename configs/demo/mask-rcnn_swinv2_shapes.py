@@ -1,4 +1,4 @@
-"""A small SwinV2 with a slim Mask R-CNN on the data set that tools/draw_dataset.py draws."""
+"""A small SwinV2 with a slim Mask R-CNN on the data set that tools/misc/draw_dataset.py draws."""
 
 _base_ = '../mask_rcnn_swinv2.py'
 

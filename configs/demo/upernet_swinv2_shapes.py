@@ -1,4 +1,4 @@
-"""A small SwinV2 with a slim UPerNet on the data set that tools/draw_dataset.py draws."""
+"""A small SwinV2 with a slim UPerNet on the data set that tools/misc/draw_dataset.py draws."""
 
 _base_ = '../upernet_swinv2.py'
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import compat
 from ..shortcuts import is_transforming, may_keep, may_use_functions
 from ..windows import WindowGroup
-from . import flash, reference, sdpa
+from . import flash_cpu, reference, sdpa
 
-PATHS = {path.__name__.rpartition('.')[2]: path.attention for path in (reference, sdpa, flash)}
+PATHS = {path.__name__.rpartition('.')[2]: path.attention for path in (reference, sdpa, flash_cpu)}
 VARIABLE = 'SWINV2_MM_ATTENTION'  # the environment variable that forces a path
 forced = os.environ.get(VARIABLE)
 

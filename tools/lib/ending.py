@@ -94,6 +94,7 @@ def _end_children():
         child.kill()
 
 
+_tools = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 _main = getattr(sys.modules['__main__'], '__file__', None)
-if _main and os.path.dirname(os.path.realpath(_main)) == os.path.dirname(os.path.realpath(__file__)):  # not in a test
+if _main and os.path.realpath(_main).startswith(os.path.join(_tools, '')):  # not in a test
     _handle(_exit)

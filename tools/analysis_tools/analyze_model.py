@@ -7,20 +7,24 @@ blocks and the patch merging after them, with its output norm. The backbone has 
 
 from __future__ import annotations
 
-import ending  # isort: split
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+from lib import ending  # isort: split
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 import torch
+from lib.model_costs import Cost, Row, Training, analyze, largest_batch, peak, total
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from model_costs import Cost, Row, Training, analyze, largest_batch, peak, total
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.arch import ARCHS
-from swinv2_mm.launch import bad_input, check_backbone, load_config, set_initial_weights
+from swinv2_mm.engine.launch import bad_input, check_backbone, load_config, set_initial_weights
 
 GIB, MIB = 2**30, 2**20
 
@@ -33,8 +37,8 @@ memory:
   The largest batch is for the backbone alone. Not counted: neck, head, losses, the CUDA context, workspaces of
   kernels, temporaries of the optimizer, fragmentation. Leave room for them.
 
-example: python tools/analyze_model.py tiny --size 800 1333 --window-size 16 --dtype bf16 --memory 16 24
-         python tools/analyze_model.py configs/mask_rcnn_swinv2.py --size 1024
+example: python tools/analysis_tools/analyze_model.py tiny --size 800 1333 --window-size 16 --dtype bf16 --memory 16 24
+         python tools/analysis_tools/analyze_model.py configs/mask_rcnn_swinv2.py --size 1024
 """
 HEADER = ('part', 'map', 'channels', 'blocks', 'heads', 'window', 'windows (sizes)', 'params M', 'GFLOPs')
 HEADER += ('attention', 'official', 'kept MiB')

@@ -11,8 +11,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
 
-from .checkpoint import all_finite
-from .files import CheckpointError
+from ..checkpoints.files import CheckpointError
+from ..checkpoints.loading import all_finite
 
 MAX_COUNT = 2**32 - 1  # of iterations, and the largest seed that NumPy takes
 OF_PARAMETER_SHAPE = 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer'

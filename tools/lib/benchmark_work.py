@@ -11,18 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import peers
 import torch
 from mmengine.registry import init_default_scope
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from swinv2_mm import launch
-from swinv2_mm.amp import bfloat16_features
 from swinv2_mm.arch import parse_arch
+from swinv2_mm.engine import launch
+from swinv2_mm.engine.amp import bfloat16_features
 from swinv2_mm.ops.linear import linear
 from swinv2_mm.windows import WindowGroup, partition
+
+from . import peers
 
 DETECTORS = ('mask-rcnn swinv2_mm', 'mask-rcnn swin v1 w7')
 FRONT_DOOR = Path(__file__).resolve().parents[1] / 'configs/mask_rcnn_swinv2.py'

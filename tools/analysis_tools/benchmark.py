@@ -7,7 +7,11 @@ alone, at its shapes, and bounds what any can reach.
 
 from __future__ import annotations
 
-import ending  # isort: split
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+from lib import ending  # isort: split
 
 import argparse
 import itertools
@@ -20,13 +24,13 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-import peers
 import torch
-from benchmark_work import DETECTORS, Work, measure
-from writing import whole
+from lib import peers
+from lib.benchmark_work import DETECTORS, Work, measure
+from lib.writing import whole
 
 from swinv2_mm.arch import ARCHS
-from swinv2_mm.launch import bad_input
+from swinv2_mm.engine.launch import bad_input
 
 DISTRIBUTIONS = ('torch', 'mmengine', 'mmcv', 'mmdet', 'transformers', 'timm', 'mmpretrain', 'torchvision')
 
@@ -35,7 +39,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python tools/benchmark.py --sizes 800x1333 1024x1024 --windows 16 32 --mode infer train '
+        epilog='example: python tools/analysis_tools/benchmark.py --sizes 800x1333 1024x1024 --windows 16 32 --mode infer train '
         '--peers all --out work_dirs/benchmark',
     )
     parser.add_argument('--sizes', nargs='+', type=_size, default=[(800, 1333)], metavar='HxW', help='images in pixels')

@@ -25,9 +25,9 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, CheckpointLoader, IterBasedTrainLoop, Runner, find_latest_checkpoint
 from mmengine.utils import digit_version
 
-from .checkpoint import naming
-from .files import CheckpointError
-from .formats import unwrap
+from ..checkpoints.files import CheckpointError
+from ..checkpoints.formats import unwrap
+from ..checkpoints.loading import naming
 from .launch import find_resume
 from .model_weights import load_model
 from .seeding import SeedHook, number_batches

@@ -11,8 +11,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
-from .arch import POSITION_BIASES
-from .backbone import SwinTransformerV2
+from ..arch import POSITION_BIASES
+from ..backbone import SwinTransformerV2
 
 NO_DECAY = ('logit_scale', *POSITION_BIASES.values())  # parts of names; norms and biases are told by their shape
 MULTIPLIERS = {'lr_mult', 'decay_mult'}

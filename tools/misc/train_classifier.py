@@ -5,7 +5,11 @@ It stands in for a published ImageNet checkpoint where none can be downloaded: l
 
 from __future__ import annotations
 
-import ending  # isort: split
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+from lib import ending  # isort: split
 
 import argparse
 import sys
@@ -15,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lib.writing import check_file
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.registry import MODELS
@@ -22,13 +27,12 @@ from mmengine.runner import Runner
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from writing import check_file
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.arch import POSITION_BIASES, parse_arch
-from swinv2_mm.files import check_suffix, write_checkpoint
-from swinv2_mm.formats import export
-from swinv2_mm.launch import bad_input, load_config
+from swinv2_mm.checkpoints.files import check_suffix, write_checkpoint
+from swinv2_mm.checkpoints.formats import export
+from swinv2_mm.engine.launch import bad_input, load_config
 
 SIZE, WINDOW = 64, 4  # pixels, tokens
 MARGIN = 1.1  # side of a crop over the longer side of its object, in validation
@@ -184,7 +188,7 @@ def official(model: Classifier) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='example: python tools/train_classifier.py configs/demo/mask-rcnn_swinv2_shapes.py classifier.pth '
+        epilog='example: python tools/misc/train_classifier.py configs/demo/mask-rcnn_swinv2_shapes.py classifier.pth '
         '--data-root data/shapes',
     )
     parser.add_argument('config', help='config of a detector or segmentor: the classifier gets its backbone')

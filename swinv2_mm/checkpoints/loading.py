@@ -13,11 +13,11 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .arch import arch_argument, infer_arguments, parameter_shapes, parse_arch
+from ..arch import arch_argument, infer_arguments, parameter_shapes, parse_arch
+from ..position_bias import resize_table, table_window
 from .files import CheckpointError, local_path, printable, read_checkpoint
 from .formats import Converted, convert
-from .position_bias import resize_table, table_window
-from .pretrained_windows import TrainedWindows, infer_windows
+from .windows import TrainedWindows, infer_windows
 
 PATCH_FILTERS = 'patch_embed.proj.weight'
 UNBUILT = 'of a stage after the last of out_indices, which is not built'
@@ -86,7 +86,7 @@ def load_pretrained(
     """Load weights of any published layout into the backbone, and log a report.
 
     Takes what the official repository (also of SimMIM), timm, transformers, torchvision, mmpretrain, OpenMMLab
-    detectors and segmentors with this backbone, and `tools/convert_checkpoint.py` save. Everything but output norms
+    detectors and segmentors with this backbone, and `tools/model_converters/convert_checkpoint.py` save. Everything but output norms
     must be there, in the right shape; else nothing is loaded. The windows that the position MLPs were trained with
     become ``pretrained_window_sizes``, unless the backbone was given that argument. The backbone keeps its window size.
 

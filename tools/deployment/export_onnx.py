@@ -6,7 +6,11 @@ the values that PyTorch gives.
 
 from __future__ import annotations
 
-import ending  # isort: split
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+from lib import ending  # isort: split
 
 import argparse
 import importlib.util
@@ -19,15 +23,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lib.writing import check_file, whole
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
-from writing import check_file, whole
 
-import swinv2_mm.launch as launch
 from swinv2_mm import SwinTransformerV2, compat
 from swinv2_mm.arch import POSITION_BIASES
 from swinv2_mm.checks.options import ConfigOptions
+from swinv2_mm.engine import launch
 from swinv2_mm.position_bias import table_centre
 
 TOLERANCE = 1e-4  # of the largest value of a map
@@ -49,7 +53,7 @@ what can't be exported:
   A neck with operators of mmcv, as deformable convolution.
   Half precision, and weights of 2 GiB or more (huge, giant), which one ONNX file can't hold.
 
-example: python tools/export_onnx.py configs/mask_rcnn_swinv2.py work_dirs/mask_rcnn_swinv2/epoch_12.pth \\
+example: python tools/deployment/export_onnx.py configs/mask_rcnn_swinv2.py work_dirs/mask_rcnn_swinv2/epoch_12.pth \\
              --out backbone.onnx --size 800 1344 --dynamic batch
 """
 

@@ -7,7 +7,11 @@ are drawn without regard to the category, so that a model has to see the shape. 
 
 from __future__ import annotations
 
-import ending  # isort: split
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+from lib import ending  # isort: split
 
 import argparse
 import json
@@ -17,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-from progress import track
+from lib.progress import track
 from pycocotools import mask as rle_codec
 
 VERSION = '1'  # to be raised with every change of what is drawn: it tells an older data set from the current one
@@ -244,7 +248,7 @@ def summary(out: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description='Draw a small data set of shapes, laid out as COCO 2017 and as ADE20K.',
-        epilog='example: python tools/draw_dataset.py data/my_shapes --train 200 --val 50',
+        epilog='example: python tools/misc/draw_dataset.py data/my_shapes --train 200 --val 50',
     )
     parser.add_argument('out', type=Path, help='folder to create; COCO lies in it, ADE20K in its subfolder ade')
     parser.add_argument('--train', type=int, default=200, help='training images (default: %(default)s)')

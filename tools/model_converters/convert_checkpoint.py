@@ -1,6 +1,10 @@
 """Convert a Swin V2 checkpoint of any published format to ours, or from any to that of another library."""
 
-import ending  # isort: split
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+from lib import ending  # isort: split
 
 import argparse
 import json
@@ -13,11 +17,11 @@ import torch
 
 from swinv2_mm import CheckpointError
 from swinv2_mm.arch import parse_arch
-from swinv2_mm.checkpoint import check_complete, naming, read_weights
-from swinv2_mm.files import check_suffix, write_checkpoint
-from swinv2_mm.formats import export, export_config
-from swinv2_mm.launch import PREFIX_HELP, bad_input
-from swinv2_mm.pretrained_windows import MAX_WINDOW
+from swinv2_mm.checkpoints.files import check_suffix, write_checkpoint
+from swinv2_mm.checkpoints.formats import export, export_config
+from swinv2_mm.checkpoints.loading import check_complete, naming, read_weights
+from swinv2_mm.checkpoints.windows import MAX_WINDOW
+from swinv2_mm.engine.launch import PREFIX_HELP, bad_input
 
 MAX_TABLE = 1024  # tokens: in official files each block has a table of (2W - 1)**2 offsets, here of 34 MB
 
@@ -25,7 +29,7 @@ MAX_TABLE = 1024  # tokens: in official files each block has a table of (2W - 1)
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='example: python tools/convert_checkpoint.py work_dirs/mask_rcnn_swinv2/epoch_12.pth '
+        epilog='example: python tools/model_converters/convert_checkpoint.py work_dirs/mask_rcnn_swinv2/epoch_12.pth '
         'exported/model.safetensors --to timm; timm and transformers then load the folder "exported" by its '
         'config.json',
     )

@@ -9,7 +9,7 @@ import torch
 from mmengine.analysis import complexity_analysis
 from mmengine.analysis.jit_handles import get_shape
 
-from . import compat
+from .. import compat
 
 FORWARD_PRODUCTS = 2  # of N x N x d in a window and head: logits, and weights times values
 BACKWARD_PRODUCTS = 5  # logits again, and the gradients of weights, queries, keys and values

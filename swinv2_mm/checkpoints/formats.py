@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arch import infer_arguments, parse_arch
+from ..arch import infer_arguments, parse_arch
+from ..position_bias import log_spaced_coordinates
 from .files import CheckpointError
-from .position_bias import log_spaced_coordinates
 
 # Averaged weights first; mmengine's EMA hook saves them as state_dict, and the plain ones as ema_state_dict.
 AVERAGED = 'state_dict_ema', 'model_ema', 'ema_model', 'params_ema', 'ema'

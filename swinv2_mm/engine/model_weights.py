@@ -12,10 +12,10 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
-from .backbone import SwinTransformerV2
-from .checkpoint import UNBUILT, all_finite, convert_with_windows, count, fit, is_in, naming, some
-from .files import CheckpointError, printable
-from .formats import COMPUTED, unwrap
+from ..backbone import SwinTransformerV2
+from ..checkpoints.files import CheckpointError, printable
+from ..checkpoints.formats import COMPUTED, unwrap
+from ..checkpoints.loading import UNBUILT, all_finite, convert_with_windows, count, fit, is_in, naming, some
 
 MISSING = 'not in the file, or in another shape'
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import ending  # isort: split
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+from lib import ending  # isort: split
 
 import argparse
 import sys
@@ -13,12 +17,12 @@ import matplotlib
 matplotlib.use('Agg')  # no display needed
 import matplotlib.pyplot as plt
 import torch
+from lib.writing import whole
 from torch import Tensor
-from writing import whole
 
 from swinv2_mm import CheckpointError
-from swinv2_mm.checkpoint import check_complete, naming, read_weights
-from swinv2_mm.launch import bad_input
+from swinv2_mm.checkpoints.loading import check_complete, naming, read_weights
+from swinv2_mm.engine.launch import bad_input
 from swinv2_mm.position_bias import KINDS, ContinuousPositionBias, LinearContinuousPositionBias, resize_table
 
 FIT_STEPS = 300
@@ -27,7 +31,7 @@ FIT_STEPS = 300
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='example: python tools/plot_position_bias.py swinv2_base_patch4_window12_192_22k.pth --window 32 '
+        epilog='example: python tools/analysis_tools/plot_position_bias.py swinv2_base_patch4_window12_192_22k.pth --window 32 '
         '--stage 2 --block 5 --head 3',
     )
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='path or URL of any Swin V2 checkpoint')
@@ -52,7 +56,7 @@ def read_position_bias(source, stage: int, block: int, head: int) -> ContinuousP
         raise CheckpointError(f'{source} has a learned table of biases ({kind}) and no position MLP to evaluate')
     if windows.pretrained_window_sizes is None:
         raise CheckpointError(
-            f'nothing says the windows {source} was trained with: store them with tools/convert_checkpoint.py '
+            f'nothing says the windows {source} was trained with: store them with tools/model_converters/convert_checkpoint.py '
             '--pretrained-window-sizes, and plot what that writes'
         )
     marker = f'layers.{stage}.blocks.{block}.attn.'

@@ -13,9 +13,9 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from .arch import ARCHS, parse_arch
+from ..arch import ARCHS, parse_arch
+from ..position_bias import linear_spaced_coordinates, log_spaced_coordinates
 from .files import CheckpointError
-from .position_bias import linear_spaced_coordinates, log_spaced_coordinates
 
 COORDS_TABLE = re.compile(r'layers\.(\d+)\.blocks\.\d+\.attn\.relative_coords_table$')
 # window12to16_192to256, window8-256, and not window16_36e or window8_20240131

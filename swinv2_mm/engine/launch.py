@@ -25,11 +25,11 @@ from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 from torch import nn
 
-from .backbone import SwinTransformerV2
-from .checkpoint import fit_pretrained
-from .checks.data import HOSTS, innermost_datasets
-from .checks.options import ConfigOptions, merge_options
-from .files import CheckpointError, read_checkpoint
+from ..backbone import SwinTransformerV2
+from ..checkpoints.files import CheckpointError, read_checkpoint
+from ..checkpoints.loading import fit_pretrained
+from ..checks.data import HOSTS, innermost_datasets
+from ..checks.options import ConfigOptions, merge_options
 from .model_weights import load_model, unwrapped
 
 PREFIX_HELP = 'which backbone, where the file holds several: the start of its names, such as teacher'

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import ending  # isort: split
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+from lib import ending  # isort: split
 
 import argparse
 import json
@@ -13,7 +17,7 @@ import matplotlib
 
 matplotlib.use('Agg')  # no display needed
 import matplotlib.pyplot as plt
-from writing import whole
+from lib.writing import whole
 
 METRICS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50', 'mIoU', 'mAcc')
 
@@ -69,7 +73,8 @@ def plot(scalars: dict[str, dict[int, float]], out: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog='example: python tools/plot_curves.py work_dirs/demo --out curves.png'
+        description=__doc__,
+        epilog='example: python tools/analysis_tools/plot_curves.py work_dirs/demo --out curves.png',
     )
     parser.add_argument('work_dir', help='folder of the run')
     parser.add_argument('--out', type=Path, help='PNG to write (default: curves.png in the work dir)')

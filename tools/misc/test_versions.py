@@ -6,7 +6,11 @@ again; with a CUDA build of PyTorch, as pip and uv take it, it has about 5 GB.
 
 from __future__ import annotations
 
-import ending  # isort: split
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+from lib import ending  # isort: split
 
 import argparse
 import os
@@ -77,7 +81,7 @@ def make_environment(python: str, torch: str) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog='example: python3 tools/test_versions.py --python 3.8 --torch 2.0.1'
+        description=__doc__, epilog='example: python3 tools/misc/test_versions.py --python 3.8 --torch 2.0.1'
     )
     parser.add_argument('--python', required=True, help='for example 3.8; pyenv, uv or the PATH has it')
     parser.add_argument('--torch', required=True, help='for example 2.1.2')

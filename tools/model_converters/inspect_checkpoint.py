@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import ending  # isort: split
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+from lib import ending  # isort: split
 
 import argparse
 import sys
@@ -10,8 +14,8 @@ from collections import Counter
 
 from swinv2_mm import CheckpointError
 from swinv2_mm.arch import parse_arch
-from swinv2_mm.checkpoint import check_complete, naming, read_weights
-from swinv2_mm.launch import PREFIX_HELP, bad_input
+from swinv2_mm.checkpoints.loading import check_complete, naming, read_weights
+from swinv2_mm.engine.launch import PREFIX_HELP, bad_input
 
 DEFAULTS = dict(in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True, position_bias='log_cpb')
 
@@ -19,7 +23,7 @@ DEFAULTS = dict(in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True, posit
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='example: python tools/inspect_checkpoint.py swinv2_base_patch4_window12to16_192to256_22kto1k_ft.pth; '
+        epilog='example: python tools/model_converters/inspect_checkpoint.py swinv2_base_patch4_window12to16_192to256_22kto1k_ft.pth; '
         'the exit code is 0 if it loads, as its last line says, else 2',
     )
     parser.add_argument('file', metavar='FILE', help='path or URL of a checkpoint')

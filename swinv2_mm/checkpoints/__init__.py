@@ -1,0 +1,1 @@
+"""Checkpoints of every published format: read without running code, converted, and loaded into the backbone."""
