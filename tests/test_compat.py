@@ -91,14 +91,14 @@ def test_the_stand_in_for_a_custom_operator_has_its_values_and_gradients(monkeyp
     monkeypatch.setattr(compat, 'HAS_CUSTOM_OP', False)
     forward, backward = (
         getattr(operator, '_init_fn', None) or operator._function
-        for operator in (ops.flash.window_attention, ops.flash.window_attention_backward)
+        for operator in (ops.flash_cpu.window_attention, ops.flash_cpu.window_attention_backward)
     )
     own = compat.custom_op('swinv2_mm::stand_in', '(Tensor x) -> Tensor')(forward)
     own_backward = compat.custom_op('swinv2_mm::stand_in_backward', '(Tensor x) -> Tensor')(backward)
     own.register_fake(None)
-    own.register_autograd(ops.flash._backward, setup_context=ops.flash._save_for_backward)
-    own_backward.register_autograd(ops.flash._second_backward)
-    monkeypatch.setattr(ops.flash, 'window_attention_backward', own_backward)
+    own.register_autograd(ops.flash_cpu._backward, setup_context=ops.flash_cpu._save_for_backward)
+    own_backward.register_autograd(ops.flash_cpu._second_backward)
+    monkeypatch.setattr(ops.flash_cpu, 'window_attention_backward', own_backward)
     qkv, scale = torch.randn(18, 3 * 2 * 4, dtype=torch.float64), torch.rand(2, 1, 1, dtype=torch.float64)
     leaves = [x.requires_grad_() for x in (qkv, scale, torch.rand(2, 5, 5, dtype=torch.float64))]
     groups = [WindowGroup(3, 3, 2)]

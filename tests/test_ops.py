@@ -9,10 +9,10 @@ import torch
 from across_versions import strict_zip
 
 from swinv2_mm import compat, ops
-from swinv2_mm.ops import flash
+from swinv2_mm.ops import flash_cpu
 from swinv2_mm.windows import WindowGroup
 
-PATHS = {'reference': ops.reference.attention, 'sdpa': ops.sdpa.attention, 'flash': ops.flash.attention}
+PATHS = {'reference': ops.reference.attention, 'sdpa': ops.sdpa.attention, 'flash_cpu': ops.flash_cpu.attention}
 GROUPS = {
     'one token': [(1, 1, 1)],
     'one window': [(5, 3, 1)],
@@ -70,8 +70,8 @@ def assert_same(actual, expected, relative):
 def tiles(request, monkeypatch):
     """Tiles as they are; or so small that heads, windows and rows of queries are all taken a few at a time."""
     if request.param == 'tiny':
-        monkeypatch.setattr(flash, 'TILE', 300)
-        monkeypatch.setattr(flash, 'WEIGHTS', 50)
+        monkeypatch.setattr(flash_cpu, 'TILE', 300)
+        monkeypatch.setattr(flash_cpu, 'WEIGHTS', 50)
 
 
 @pytest.mark.parametrize('path', PATHS)
@@ -88,7 +88,7 @@ def test_values_and_gradients_are_those_of_a_loop_over_windows(tiles, path, size
         assert_same(values_and_gradients(PATHS[path], leaves, groups), expected, 1e-10)
 
 
-@pytest.mark.parametrize('path', ['sdpa', 'flash'])
+@pytest.mark.parametrize('path', ['sdpa', 'flash_cpu'])
 @pytest.mark.parametrize('sizes', [[(16, 16, 3), (16, 7, 2)], [(32, 32, 1), (32, 5, 1)], [(8, 8, 20)]], ids=str)
 @pytest.mark.parametrize('head_dim', [32, 44])
 def test_values_and_gradients_in_float32_are_those_of_the_reference(path, sizes, head_dim):
@@ -103,7 +103,7 @@ def test_values_and_gradients_in_bfloat16_are_those_of_the_reference_to_its_roun
     exact = [x.detach().double().requires_grad_() for x in leaves]
     expected = values_and_gradients(ops.reference.attention, exact, groups)
     with torch.autocast('cpu', torch.bfloat16):
-        actual = values_and_gradients(ops.flash.attention, leaves, groups)
+        actual = values_and_gradients(ops.flash_cpu.attention, leaves, groups)
     assert [x.dtype for x in actual] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
     assert_same(actual, expected, 2**-7)  # operands of the computation are exact; results, and their weights, rounded
 
@@ -120,7 +120,7 @@ def test_gradients_are_those_of_finite_differences(tiles):
     leaves, groups = operands([(2, 3, 2), (1, 3, 1)], head_dim=4)
     with torch.no_grad():
         leaves[1].copy_(torch.tensor([1.0, 3.0, 10.0]).view(-1, 1, 1))
-    assert torch.autograd.gradcheck(lambda *leaves: flash.attention(*leaves, groups), leaves)
+    assert torch.autograd.gradcheck(lambda *leaves: flash_cpu.attention(*leaves, groups), leaves)
 
 
 @pytest.mark.parametrize('path', PATHS)
@@ -140,7 +140,7 @@ def test_what_is_kept_for_backward_is_linear_in_tokens():
         (qkv, scale, table), groups = operands([(8, 8, windows)], torch.float32)
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()), lambda _: None):
-            flash.attention(qkv, scale, table, groups)
+            flash_cpu.attention(qkv, scale, table, groups)
         return sum(sizes), qkv.shape[0]
 
     (once, tokens), (twice, _) = kept(3), kept(6)
@@ -151,10 +151,10 @@ def test_what_is_kept_for_backward_is_linear_in_tokens():
 def test_operators_are_what_a_compiler_is_told():
     leaves, groups = operands([(4, 4, 2), (2, 4, 1)], torch.float32)
     flat = [size for group in groups for size in group]
-    torch.library.opcheck(flash.window_attention, (*leaves, flat), rtol=1e-4, atol=1e-4)
+    torch.library.opcheck(flash_cpu.window_attention, (*leaves, flat), rtol=1e-4, atol=1e-4)
     qkv, scale, table = (x.detach() for x in leaves)
     grad = torch.randn(len(qkv), HEADS * HEAD_DIM)
-    torch.library.opcheck(flash.window_attention_backward, (grad, qkv, scale, table, flat))
+    torch.library.opcheck(flash_cpu.window_attention_backward, (grad, qkv, scale, table, flat))
 
 
 def test_a_second_derivative_is_an_error_with_flash_and_right_with_the_reference(monkeypatch):
@@ -174,7 +174,7 @@ def test_a_second_derivative_is_an_error_with_flash_and_right_with_the_reference
 def taken(monkeypatch, *args, **kwargs):
     """The path that a call takes."""
     paths = []
-    for name in ('sdpa', 'flash'):
+    for name in ('sdpa', 'flash_cpu'):
         monkeypatch.setitem(ops.PATHS, name, lambda *_, name=name: paths.append(name))
     monkeypatch.setattr(ops.reference, 'attention', lambda *_: paths.append('reference'))
     ops.attention(*args, **kwargs)
@@ -184,17 +184,17 @@ def taken(monkeypatch, *args, **kwargs):
 @pytest.mark.parametrize(
     'settings, path',
     [
-        (dict(), 'flash'),
-        (dict(gradients=False), 'flash'),
+        (dict(), 'flash_cpu'),
+        (dict(gradients=False), 'flash_cpu'),
         (dict(dropout=0.1), 'reference'),
-        (dict(compiling=True), 'flash' if compat.HAS_CUSTOM_OP else 'sdpa'),
+        (dict(compiling=True), 'flash_cpu' if compat.HAS_CUSTOM_OP else 'sdpa'),
         (dict(compiling=True, gradients=False), 'sdpa'),
         (dict(tracing=True), 'sdpa'),
         (dict(compiling=True, exporting=True), 'sdpa'),
         (dict(device='meta'), 'sdpa'),
         (dict(forced='reference'), 'reference'),
         (dict(forced='sdpa'), 'sdpa'),
-        (dict(forced='flash', compiling=True, gradients=False), 'flash'),
+        (dict(forced='flash_cpu', compiling=True, gradients=False), 'flash_cpu'),
     ],
     ids=str,
 )
@@ -211,8 +211,8 @@ def test_the_path_is_picked_by_what_the_call_needs(monkeypatch, settings, path):
 
 def test_flash_is_not_forced_upon_another_device(monkeypatch):
     leaves, groups = operands([(2, 2, 1)])
-    monkeypatch.setattr(ops, 'forced', 'flash')
-    with pytest.raises(ValueError, match='SWINV2_MM_ATTENTION=flash is for CPU, and the tensors are on meta: unset it'):
+    monkeypatch.setattr(ops, 'forced', 'flash_cpu')
+    with pytest.raises(ValueError, match='SWINV2_MM_ATTENTION=flash_cpu is for CPU, and the tensors are on meta: unset it'):
         ops.attention(*(x.to('meta') for x in leaves), groups)
 
 
@@ -276,11 +276,11 @@ def test_the_environment_variable_forces_a_path():
 @pytest.mark.parametrize(
     'forced, dropout, message',
     [
-        ('triton', 0.0, '=triton is no path: set it to one of reference, sdpa, flash, or unset it'),
+        ('triton', 0.0, '=triton is no path: set it to one of reference, sdpa, flash_cpu, or unset it'),
         (
-            'flash',
+            'flash_cpu',
             0.1,
-            '=flash has no dropout of attention weights: unset it, or set attn_drop_rate=0',
+            '=flash_cpu has no dropout of attention weights: unset it, or set attn_drop_rate=0',
         ),
     ],
 )

@@ -22,7 +22,7 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     """`reference.attention` by the fastest path that has what the call needs; arguments and returns are the same.
 
     The environment variable ``SWINV2_MM_ATTENTION``, read when the package is imported, forces one for comparison:
-    ``reference``, ``sdpa`` or ``flash``.
+    ``reference``, ``sdpa`` or ``flash_cpu``.
 
     Raises:
         ValueError: a path is forced that does not exist, or that can't do this.
@@ -34,11 +34,11 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
         return reference.attention(qkv, scale, table, groups, dropout)
     if dropout > 0:
         raise ValueError(f'{VARIABLE}={path} has no dropout of attention weights: unset it, or set attn_drop_rate=0')
-    if path == 'flash' and is_transforming():
-        raise ValueError(f'{VARIABLE}=flash has no derivatives of torch.func and of forward mode: unset it')
-    if path == 'flash' and qkv.device.type != 'cpu':
+    if path == 'flash_cpu' and is_transforming():
+        raise ValueError(f'{VARIABLE}=flash_cpu has no derivatives of torch.func and of forward mode: unset it')
+    if path == 'flash_cpu' and qkv.device.type != 'cpu':
         raise ValueError(
-            f'{VARIABLE}=flash is for CPU, and the tensors are on {qkv.device}: unset it, or set it to sdpa'
+            f'{VARIABLE}=flash_cpu is for CPU, and the tensors are on {qkv.device}: unset it, or set it to sdpa'
         )
     return PATHS[path](qkv, scale, table, groups)
 
@@ -54,4 +54,4 @@ def _fastest(qkv, scale, table, dropout):
         return 'sdpa'  # for what counts operators
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, scale, table))
     # Without gradients a compiler does more with PyTorch's operators than around an opaque one.
-    return 'sdpa' if compat.is_compiling() and not (needs_grad and compat.HAS_CUSTOM_OP) else 'flash'
+    return 'sdpa' if compat.is_compiling() and not (needs_grad and compat.HAS_CUSTOM_OP) else 'flash_cpu'

@@ -31,7 +31,7 @@ GIB, MIB = 2**30, 2**20
 EPILOG = """\
 memory:
   What autograd keeps for the backward pass, without the parameters. On cuda attention is that of ops/sdpa.py through
-  the memory-efficient kernel, on cpu that of ops/flash.py. bf16 is autocast: parameters, the residual stream and
+  the memory-efficient kernel, on cpu that of ops/flash_cpu.py. bf16 is autocast: parameters, the residual stream and
   norms stay in float32. For cuda this follows from what PyTorch's operators save. On an H200 the peaks of a small
   model were up to 2 percent above it, by workspaces of kernels, and up to 4 with the rounding of PyTorch's allocator.
   The largest batch is for the backbone alone. Not counted: neck, head, losses, the CUDA context, workspaces of

@@ -16,7 +16,7 @@ from swinv2_mm.position_bias import ParameterizedPositionBias
 from swinv2_mm.windows import WindowGroup, partition
 
 FLOAT = 4  # bytes
-ATTENTION_TILES = 10 * 2**20  # bytes, of ops/flash.py in the backward pass: five of its `WEIGHTS`
+ATTENTION_TILES = 10 * 2**20  # bytes, of ops/flash_cpu.py in the backward pass: five of its `WEIGHTS`
 LOGSUMEXP_ROWS = 32  # queries to a multiple of which the memory-efficient kernel pads what it keeps of a softmax
 
 
