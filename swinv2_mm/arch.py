@@ -9,12 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-CPB_HIDDEN_DIMS = 512  # of the position MLPs
-POSITION_BIASES = {  # the kinds, and what holds the bias in an attention module
-    'log_cpb': 'cpb_mlp',
-    'linear_cpb': 'linear_cpb_mlp',
-    'parameterized': 'relative_position_bias_table',
-}
+from .position_bias import CPB_HIDDEN_DIMS, POSITION_BIASES
 
 
 class Arch(NamedTuple):
@@ -118,7 +113,7 @@ def parameter_shapes(
             if qkv_bias:
                 shapes[f'{block}.attn.q_bias'] = shapes[f'{block}.attn.v_bias'] = (channels,)
             shapes[f'{block}.attn.logit_scale'] = (num_heads, 1, 1)
-            bias = f'{block}.attn.{POSITION_BIASES[position_bias]}'
+            bias = f'{block}.attn.{POSITION_BIASES[position_bias].name}'
             if position_bias == 'parameterized':
                 shapes[f'{bias}.weight'] = ((2 * window_size[i] - 1) ** 2, num_heads)
             else:
@@ -160,7 +155,7 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> dict | None:
         mlp_ratio = hidden / channels
         if int(mlp_ratio * channels) < hidden:  # by the error of the division
             mlp_ratio = float(np.nextafter(mlp_ratio, np.inf))
-        position_bias = next(kind for kind, holder in POSITION_BIASES.items() if holder in holders)
+        position_bias = next(kind for kind, bias in POSITION_BIASES.items() if bias.name in holders)
         parse_arch(arch._asdict())
         if sum(arch.depths) > len(weights):  # a name of a block that is not there
             return None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import compat
-from .arch import POSITION_BIASES, has_extra_norm, parse_arch
+from .arch import has_extra_norm, parse_arch
 from .blocks import WindowAttention
 from .checkpoints.files import CheckpointError
 from .checkpoints.formats import COMPUTED, convert, identify
@@ -26,6 +26,7 @@ from .checkpoints.loading import load_pretrained
 from .checkpoints.windows import MAX_WINDOW, windows_from_tables, windows_stated
 from .ops.linear import ONEDNN_ROWS, apply_linear
 from .other_names import refuse_other_names
+from .position_bias import POSITION_BIASES
 from .shortcuts import is_plain, is_transforming
 from .windows import Windows, largest_window, map_windows, partition
 

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .arch import POSITION_BIASES
 from .ops import attention
 from .ops.linear import apply_linear, linear
-from .position_bias import KINDS, PositionBias
+from .position_bias import POSITION_BIASES, PositionBias
 from .shortcuts import is_plain
 from .windows import WindowGroup
 
@@ -52,8 +51,9 @@ class WindowAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(embed_dims)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(embed_dims)) if qkv_bias else None
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
-        self._bias_holder = POSITION_BIASES[position_bias]
-        self.add_module(self._bias_holder, KINDS[position_bias](num_heads, pretrained_window))
+        bias = POSITION_BIASES[position_bias](num_heads, pretrained_window)
+        self._bias_name = bias.name
+        self.add_module(bias.name, bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -74,7 +74,7 @@ class WindowAttention(nn.Module):
     @property
     def position_bias(self) -> PositionBias:
         """The module that gives the position bias."""
-        return getattr(self, self._bias_holder)
+        return getattr(self, self._bias_name)
 
     def _qkv(self, tokens):
         """Queries, keys and values of tokens (T, C): (T, 3C)."""

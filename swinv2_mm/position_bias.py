@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arch import CPB_HIDDEN_DIMS
 from .shortcuts import PLAIN, is_plain, may_keep
+
+CPB_HIDDEN_DIMS = 512
 
 
 def log_spaced_coordinates(height: int, width: int, pretrained_window: int, device=None, dtype=None) -> Tensor:
@@ -119,7 +120,18 @@ def table_window(table: Tensor) -> int:
 
 
 class PositionBias(nn.Module, ABC):
-    """A bias for every head and every offset between two tokens of a window, in windows of any size."""
+    """A bias for every head and every offset between two tokens of a window, in windows of any size.
+
+    Attributes:
+        kind (str): the value of the backbone's argument ``position_bias`` that chooses it.
+        name (str): its name in the attention module, and so in the state dict. Each kind has its own, so that weights
+            of one never load as another.
+        has_pretrained_window (bool): whether the window it was trained with is a setting beside its weights.
+    """
+
+    kind: str
+    name: str
+    has_pretrained_window: bool
 
     @abstractmethod
     def forward(self, height: int, width: int) -> Tensor:
@@ -144,6 +156,7 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
         pretrained_window (int): the window size in tokens that the weights were, or will be, trained with.
     """
 
+    kind, name, has_pretrained_window = 'log_cpb', 'cpb_mlp', True
     coordinates = staticmethod(log_spaced_coordinates)
     _last = None, (), None  # size and normaliser of the table that is kept, its weights, and itself
 
@@ -217,6 +230,7 @@ def _kept_coordinates(function, *args):
 class LinearContinuousPositionBias(ContinuousPositionBias):
     """`ContinuousPositionBias` from linear-spaced offsets: the second row of the paper's Table 1."""
 
+    kind, name = 'linear_cpb', 'linear_cpb_mlp'
     coordinates = staticmethod(linear_spaced_coordinates)
 
 
@@ -230,6 +244,8 @@ class ParameterizedPositionBias(PositionBias):
         num_heads (int): attention heads.
         window (int): window size in tokens.
     """
+
+    kind, name, has_pretrained_window = 'parameterized', 'relative_position_bias_table', False
 
     def __init__(self, num_heads: int, window: int):
         super().__init__()
@@ -256,8 +272,7 @@ class ParameterizedPositionBias(PositionBias):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-KINDS = {
-    'log_cpb': ContinuousPositionBias,
-    'linear_cpb': LinearContinuousPositionBias,
-    'parameterized': ParameterizedPositionBias,
+POSITION_BIASES = {
+    position_bias.kind: position_bias
+    for position_bias in (ContinuousPositionBias, LinearContinuousPositionBias, ParameterizedPositionBias)
 }

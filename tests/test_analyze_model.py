@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from swinv2_mm.blocks import WindowAttention
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
@@ -25,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm import SwinTransformerV2, backbone, ops
+from swinv2_mm.blocks import WindowAttention
 from swinv2_mm.ops import sdpa
 from swinv2_mm.position_bias import ContinuousPositionBias
 

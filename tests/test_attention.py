@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from across_versions import half_dtypes
-from swinv2_mm.blocks import WindowAttention
 from torch import nn
 
 from swinv2_mm import ops
 from swinv2_mm.backbone import Block
+from swinv2_mm.blocks import WindowAttention
 from swinv2_mm.windows import WindowGroup, gather, largest_window, partition, scatter
 
 MAPS = [

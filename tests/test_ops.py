@@ -212,7 +212,9 @@ def test_the_path_is_picked_by_what_the_call_needs(monkeypatch, settings, path):
 def test_flash_is_not_forced_upon_another_device(monkeypatch):
     leaves, groups = operands([(2, 2, 1)])
     monkeypatch.setattr(ops, 'forced', 'flash_cpu')
-    with pytest.raises(ValueError, match='SWINV2_MM_ATTENTION=flash_cpu is for CPU, and the tensors are on meta: unset it'):
+    with pytest.raises(
+        ValueError, match='SWINV2_MM_ATTENTION=flash_cpu is for CPU, and the tensors are on meta: unset it'
+    ):
         ops.attention(*(x.to('meta') for x in leaves), groups)
 
 

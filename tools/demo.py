@@ -198,7 +198,16 @@ def main() -> None:
     if not classifier.exists():
         run('misc/train_classifier.py', DETECTOR, classifier, '--data-root', data_root, *seed)
     run('model_converters/inspect_checkpoint.py', classifier)
-    run('analysis_tools/plot_position_bias.py', classifier, '--window', 8, '--stage', 2, '--out', work_dir / 'position_bias.png')
+    run(
+        'analysis_tools/plot_position_bias.py',
+        classifier,
+        '--window',
+        8,
+        '--stage',
+        2,
+        '--out',
+        work_dir / 'position_bias.png',
+    )
 
     starts = {'transferred': ('--checkpoint', classifier)}
     if args.compare:

@@ -11,10 +11,13 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
-from ..arch import POSITION_BIASES
 from ..backbone import SwinTransformerV2
+from ..position_bias import POSITION_BIASES
 
-NO_DECAY = ('logit_scale', *POSITION_BIASES.values())  # parts of names; norms and biases are told by their shape
+NO_DECAY = (
+    'logit_scale',
+    *(bias.name for bias in POSITION_BIASES.values()),
+)  # parts of names; norms and biases are told by their shape
 MULTIPLIERS = {'lr_mult', 'decay_mult'}
 
 

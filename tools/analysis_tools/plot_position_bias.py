@@ -23,7 +23,7 @@ from torch import Tensor
 from swinv2_mm import CheckpointError
 from swinv2_mm.checkpoints.loading import check_complete, naming, read_weights
 from swinv2_mm.engine.launch import bad_input
-from swinv2_mm.position_bias import KINDS, ContinuousPositionBias, LinearContinuousPositionBias, resize_table
+from swinv2_mm.position_bias import POSITION_BIASES, ContinuousPositionBias, LinearContinuousPositionBias, resize_table
 
 FIT_STEPS = 300
 
@@ -64,7 +64,7 @@ def read_position_bias(source, stage: int, block: int, head: int) -> ContinuousP
     if not weights or not 0 <= head < len(weights['logit_scale']):
         raise CheckpointError(f'{source} has no head {head} in block {block} of stage {stage}')
     holder = next(name.split('.')[0] for name in weights if name.endswith('cpb_mlp.2.weight'))
-    mlp = KINDS[kind](1, windows.pretrained_window_sizes[stage]).double()
+    mlp = POSITION_BIASES[kind](1, windows.pretrained_window_sizes[stage]).double()
     mlp.load_state_dict(
         {
             '0.weight': weights[f'{holder}.0.weight'],

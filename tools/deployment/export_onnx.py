@@ -29,10 +29,9 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from swinv2_mm import SwinTransformerV2, compat
-from swinv2_mm.arch import POSITION_BIASES
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
-from swinv2_mm.position_bias import table_centre
+from swinv2_mm.position_bias import POSITION_BIASES, table_centre
 
 TOLERANCE = 1e-4  # of the largest value of a map
 BATCHES = (1, 2)  # that a file for any batch is compared at; exported at the last, for torch takes 1 for a constant
@@ -210,7 +209,7 @@ def keep_biases(backbone: SwinTransformerV2, size: Sequence[int]) -> None:
         window = [min(stage.window_size, -(-side // stride)) for side in size]
         for block in stage.blocks:
             kept = KeptBias(block.attn.position_bias(*window))
-            setattr(block.attn, POSITION_BIASES[backbone.position_bias], kept)
+            setattr(block.attn, POSITION_BIASES[backbone.position_bias].name, kept)
 
 
 def output_names(pyramid: Pyramid, num_maps: int) -> list[str]:

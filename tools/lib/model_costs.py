@@ -9,10 +9,9 @@ from typing import NamedTuple
 from torch import nn
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.arch import CPB_HIDDEN_DIMS, POSITION_BIASES
 from swinv2_mm.backbone import PART_SIZE, Block
 from swinv2_mm.ops import sdpa
-from swinv2_mm.position_bias import ParameterizedPositionBias
+from swinv2_mm.position_bias import CPB_HIDDEN_DIMS, POSITION_BIASES, ParameterizedPositionBias
 from swinv2_mm.windows import WindowGroup, partition
 
 FLOAT = 4  # bytes
@@ -186,7 +185,7 @@ def counted(module: nn.Module, tokens: int = 0, **costs: int) -> Cost:
     linear = tokens * sum(
         p.numel()
         for name, p in module.named_parameters()
-        if name.endswith('weight') and not set(name.split('.')) & set(POSITION_BIASES.values())
+        if name.endswith('weight') and not set(name.split('.')) & {bias.name for bias in POSITION_BIASES.values()}
     )
     return Cost(sum(p.numel() for p in parameters), trained, linear, **costs)
 

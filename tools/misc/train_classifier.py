@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.arch import POSITION_BIASES, parse_arch
+from swinv2_mm.arch import parse_arch
 from swinv2_mm.checkpoints.files import check_suffix, write_checkpoint
 from swinv2_mm.checkpoints.formats import export
 from swinv2_mm.engine.launch import bad_input, load_config
+from swinv2_mm.position_bias import ContinuousPositionBias
 
 SIZE, WINDOW = 64, 4  # pixels, tokens
 MARGIN = 1.1  # side of a crop over the longer side of its object, in validation
@@ -163,7 +164,7 @@ def train(config: str, data_root: Path, work_dir: Path, epochs: int, seed: int) 
         optim_wrapper=dict(
             constructor='SwinV2OptimWrapperConstructor',
             optimizer=dict(type='AdamW', lr=LEARNING_RATE, weight_decay=0.05),
-            paramwise_cfg=dict(custom_keys={POSITION_BIASES['log_cpb']: dict(lr_mult=BIAS_RATE)}),
+            paramwise_cfg=dict(custom_keys={ContinuousPositionBias.name: dict(lr_mult=BIAS_RATE)}),
             clip_grad=dict(max_norm=5),
         ),
         param_scheduler=[
