@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from numbers import Integral
@@ -11,7 +10,6 @@ from operator import index
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from .checkpoints.files import CheckpointError
 from .checkpoints.formats import COMPUTED, convert, identify
 from .checkpoints.loading import load_pretrained
 from .checkpoints.windows import MAX_WINDOW, windows_from_tables, windows_stated
+from .messages import warn
 from .ops.linear import ONEDNN_ROWS, apply_linear
 from .other_names import refuse_other_names
 from .position_bias import POSITION_BIASES
@@ -445,9 +444,9 @@ class SwinTransformerV2(BaseModule):
         loaded = self._windows_in(state_dict.get(f'{prefix}pretrained_windows'), tables)
         own = self.pretrained_window_sizes
         if loaded is None and not self.pretrained_windows_given:
-            _warn(f'the state dict does not say the windows it was trained with: pretrained_window_sizes stays {own}')
+            warn(f'the state dict does not say the windows it was trained with: pretrained_window_sizes stays {own}')
         elif loaded is not None and loaded != own and self.pretrained_windows_given:
-            _warn(
+            warn(
                 f'the checkpoint says pretrained_window_sizes={loaded}, the argument says {own}: '
                 'the argument is used, and the position bias is wrong unless it is right'
             )
@@ -487,10 +486,6 @@ class SwinTransformerV2(BaseModule):
             return self.of_built_stages(windows_stated(stated).pretrained_window_sizes)
         found = (windows_from_tables(tables, number) for number in (len(self.arch.depths), len(self.layers)))
         return self.of_built_stages(next((w.pretrained_window_sizes for w in found if w.origin), ()))
-
-
-def _warn(message):
-    print_log(message, logger='current', level=logging.WARNING)
 
 
 def _per_stage(name, sizes, num_stages):

@@ -52,7 +52,6 @@ import numpy as np
 import torch
 from lib.pictures import check_pixels, check_whole, to_picture
 from lib.progress import track
-from lib.writing import check_folder, whole
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
@@ -63,6 +62,7 @@ from torch import nn
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
+from swinv2_mm.writing import check_folder, whole
 
 OVERLAYS, LABELS = 'overlays', 'labels'  # folders of results
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')

@@ -9,7 +9,6 @@ import pickle
 import sys
 from pathlib import Path
 
-from lib.writing import check_file, check_folder, whole
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
@@ -19,6 +18,7 @@ from swinv2_mm.checks.options import check_arguments
 from swinv2_mm.checks.settings import check_settings
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.runner import runner_class
+from swinv2_mm.writing import check_file, check_folder, whole
 
 
 def parse_args(argv=None):

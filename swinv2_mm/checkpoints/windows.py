@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
 from ..arch import ARCHS, parse_arch
+from ..messages import warn
 from ..position_bias import linear_spaced_coordinates, log_spaced_coordinates
 from .files import CheckpointError
 
@@ -70,15 +69,11 @@ def infer_windows(
     says = [windows for windows in says if windows.origin]
     for other in says[1:]:
         if other.pretrained_window_sizes != says[0].pretrained_window_sizes:
-            _warn(
+            warn(
                 f'{says[0].origin} says that {source} was trained with windows {says[0].pretrained_window_sizes}, '
                 f'{other.origin} says {other.pretrained_window_sizes}: the former is used'
             )
     return says[0] if says else TrainedWindows()
-
-
-def _warn(message):
-    print_log(message, logger='current', level=logging.WARNING)
 
 
 def windows_stated(stated: Tensor) -> TrainedWindows:
@@ -195,7 +190,7 @@ def windows_from_config(
     except MALFORMED:
         return TrainedWindows()
     if others:
-        _warn(f'{path} describes another model than the checkpoint ({", ".join(others)}), and is ignored')
+        warn(f'{path} describes another model than the checkpoint ({", ".join(others)}), and is ignored')
         return TrainedWindows()
     for key, values in COMPUTED_HERE.items():
         if stated.get(key) not in (None, *values):

@@ -14,6 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 
+from ..messages import first_line
 from .coco import Needs, check_annotations, check_same, read_json, select_images
 from .heads import check_heads, ignore_index
 from .images import first_missing, read_header, spread
@@ -87,7 +88,7 @@ def open_dataset(node: ConfigDict, source: str) -> BaseDataset | None:
     except Exception as error:
         if kind.__module__.split('.')[0] not in HOSTS:
             return None  # it may do what can't be known here
-        reason = (str(error) or type(error).__name__).split('\n')[0]
+        reason = first_line(error)
         raise ValueError(f'{source} is no {kind.__name__}: {reason}') from error
 
 
@@ -249,7 +250,7 @@ def _check_segmentation(cfg, dataset, node, source):
     try:
         listed = dataset.load_data_list()
     except Exception as error:
-        reason = (str(error) or type(error).__name__).split('\n')[0]
+        reason = first_line(error)
         raise ValueError(f'{source} cannot be read: {reason}') from error
     check_some_images(dataset, listed, source)
     pairs = _select(listed, dataset._indices, source)

@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
+from ..messages import first_line
 from .registered import did_you_mean, find, names, nearest, registries_of
 
 # What mmengine, mmdet, mmseg and the tools here read at the top of a config, besides arguments of the Runner.
@@ -64,7 +65,7 @@ def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
     try:
         merged.merge_from_dict(dict(options))
     except Exception as error:
-        reason = str(error).split('\n')[0]
+        reason = first_line(error)
         raise ValueError(f'--cfg-options {" ".join(options)}: do not fit the config: {reason}') from error
     after = merged.to_dict()
     with DefaultScope.overwrite_default_scope(after.get('default_scope')):

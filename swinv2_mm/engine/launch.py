@@ -30,6 +30,7 @@ from ..checkpoints.files import CheckpointError, read_checkpoint
 from ..checkpoints.loading import fit_pretrained
 from ..checks.data import HOSTS, innermost_datasets
 from ..checks.options import ConfigOptions, merge_options
+from ..messages import first_line
 from .model_weights import load_model, unwrapped
 
 PREFIX_HELP = 'which backbone, where the file holds several: the start of its names, such as teacher'
@@ -82,7 +83,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
-        reason = (str(error) or type(error).__name__).split('\n')[0]
+        reason = first_line(error)
         raise ValueError(f'config {path} cannot be read: {reason}') from error
     scope = cfg.get('default_scope')
     if scope not in HOSTS or 'model' not in cfg:
@@ -93,7 +94,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     try:
         importlib.import_module(f'{scope}.models')
     except Exception as error:  # an mmcv of another version or for another PyTorch, in many ways
-        reason = (str(error) or type(error).__name__).split('\n')[0]
+        reason = first_line(error)
         raise ValueError(f'config {path} is for {scope}, which does not import here: {reason}') from error
     merge_options(cfg, overrides or {})
     return cfg

@@ -28,6 +28,7 @@ from mmengine.utils import digit_version
 from ..checkpoints.files import CheckpointError
 from ..checkpoints.formats import unwrap
 from ..checkpoints.loading import naming
+from ..messages import first_line
 from .launch import find_resume
 from .model_weights import load_model
 from .seeding import SeedHook, number_batches
@@ -147,7 +148,7 @@ class SwinV2Runner(Runner):
         except CheckpointError:
             raise
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-            reason = (str(e) or type(e).__name__).split('\n')[0]
+            reason = first_line(e)
             raise unresumable(filename, f'{type(e).__name__}: {reason}') from e
 
     def load_checkpoint(

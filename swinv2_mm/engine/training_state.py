@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checkpoints.files import CheckpointError
 from ..checkpoints.loading import all_finite
+from ..messages import first_line
 
 MAX_COUNT = 2**32 - 1  # of iterations, and the largest seed that NumPy takes
 OF_PARAMETER_SHAPE = 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer'
@@ -84,7 +85,7 @@ def _checking(source):
     except ValueError as error:
         raise unresumable(source, error) from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:  # of values of any kind
-        reason = (str(error) or type(error).__name__).split('\n')[0]
+        reason = first_line(error)
         raise unresumable(source, f'{type(error).__name__}: {reason}') from error
 
 

@@ -27,10 +27,10 @@ from pathlib import Path
 import torch
 from lib import peers
 from lib.benchmark_work import DETECTORS, Work, measure
-from lib.writing import whole
 
 from swinv2_mm.arch import ARCHS
 from swinv2_mm.engine.launch import bad_input
+from swinv2_mm.writing import whole
 
 DISTRIBUTIONS = ('torch', 'mmengine', 'mmcv', 'mmdet', 'transformers', 'timm', 'mmpretrain', 'torchvision')
 

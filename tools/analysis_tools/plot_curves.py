@@ -17,7 +17,8 @@ import matplotlib
 
 matplotlib.use('Agg')  # no display needed
 import matplotlib.pyplot as plt
-from lib.writing import whole
+
+from swinv2_mm.writing import whole
 
 METRICS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50', 'mIoU', 'mAcc')
 

@@ -17,13 +17,13 @@ import matplotlib
 matplotlib.use('Agg')  # no display needed
 import matplotlib.pyplot as plt
 import torch
-from lib.writing import whole
 from torch import Tensor
 
 from swinv2_mm import CheckpointError
 from swinv2_mm.checkpoints.loading import check_complete, naming, read_weights
 from swinv2_mm.engine.launch import bad_input
 from swinv2_mm.position_bias import POSITION_BIASES, ContinuousPositionBias, LinearContinuousPositionBias, resize_table
+from swinv2_mm.writing import whole
 
 FIT_STEPS = 300
 

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lib.writing import check_file, whole
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from swinv2_mm import SwinTransformerV2, compat
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
 from swinv2_mm.position_bias import POSITION_BIASES, table_centre
+from swinv2_mm.writing import check_file, whole
 
 TOLERANCE = 1e-4  # of the largest value of a map
 BATCHES = (1, 2)  # that a file for any batch is compared at; exported at the last, for torch takes 1 for a constant

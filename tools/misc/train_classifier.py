@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lib.writing import check_file
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.registry import MODELS
@@ -34,6 +33,7 @@ from swinv2_mm.checkpoints.files import check_suffix, write_checkpoint
 from swinv2_mm.checkpoints.formats import export
 from swinv2_mm.engine.launch import bad_input, load_config
 from swinv2_mm.position_bias import ContinuousPositionBias
+from swinv2_mm.writing import check_file
 
 SIZE, WINDOW = 64, 4  # pixels, tokens
 MARGIN = 1.1  # side of a crop over the longer side of its object, in validation
