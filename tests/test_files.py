@@ -190,7 +190,7 @@ WRAPPERS = [
 def warnings(monkeypatch):
     """What `read_checkpoint` warns of."""
     messages = []
-    monkeypatch.setattr('swinv2_mm.checkpoints.files.print_log', lambda message, **_: messages.append(message))
+    monkeypatch.setattr('swinv2_mm.messages.print_log', lambda message, **_: messages.append(message))
     return messages
 
 
@@ -448,10 +448,12 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path):
-    write_checkpoint({'w': torch.ones(1)}, tmp_path / 'x.pth')
+@pytest.mark.parametrize('suffix', ['.safetensors', '.pth', '.bin'])
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path, suffix):
+    path = tmp_path / f'x{suffix}'
+    write_checkpoint({'w': torch.ones(1)}, path)
     (tmp_path / 'other').touch()
-    assert (tmp_path / 'x.pth').stat().st_mode == (tmp_path / 'other').stat().st_mode
+    assert path.stat().st_mode == (tmp_path / 'other').stat().st_mode
 
 
 def test_wrapped_weights_are_written_as_pth(tmp_path):

@@ -19,7 +19,10 @@ import torch
 from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
+from ..writing import whole
+
 TIMEOUT = 30  # seconds without an answer
+NETWORK_ERRORS = OSError, HTTPException, UnicodeError  # those of urllib are OSErrors
 HASH_IN_NAME = re.compile(r'-(?!\d+\.)([0-9a-f]{8,64})\.\w+$')  # digits alone are a date or a number of iterations
 LOCK = '.lock'
 TABLES = {  # of the checkpoints that mmengine has names for, by what stands before ``://``
@@ -64,7 +67,7 @@ def download(url: str, check: Callable[[str], object]) -> str:
         with _locked(path.parent):
             if not path.exists():  # nobody downloaded it while we waited
                 _fetch(url, path, check)
-    except (OSError, HTTPException, UnicodeError) as error:
+    except NETWORK_ERRORS as error:
         raise DownloadError(str(error) or type(error).__name__) from error
     return str(path)
 
@@ -112,20 +115,27 @@ def _has_hash_of_name(path):
 
 def _fetch(url, path, check):
     print_log(f'Downloading {url} to {path}', logger='current')
-    digest = HASH_IN_NAME.search(path.name)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')  # where no lock holds, another may download too
+    name = f'{path.name}.{os.getpid()}.partial'  # where no lock holds, another process may download too
+    try:
+        with whole(path, name) as partial:
+            _download_to(partial, url, HASH_IN_NAME.search(path.name))
+            check(str(partial))
+    finally:
+        for left in path.parent.glob(f'{glob.escape(name)}*'):  # PyTorch adds to the name while it writes
+            left.unlink()
+
+
+def _download_to(path, url, digest):
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        torch.hub.download_url_to_file(url, partial, hash_prefix=digest and digest[1], progress=sys.stderr.isatty())
-        check(str(partial))
-        os.replace(partial, path)
+        torch.hub.download_url_to_file(url, path, hash_prefix=digest and digest[1], progress=sys.stderr.isatty())
     except RuntimeError as error:
         raise DownloadError(f'it is not the file that its name says, {error}') from None
+    except NETWORK_ERRORS as error:
+        raise DownloadError(str(error) or type(error).__name__) from error
     finally:
         socket.setdefaulttimeout(timeout)
-        for left in path.parent.glob(f'{glob.escape(partial.name)}*'):  # PyTorch adds to the name while it writes
-            left.unlink()
 
 
 @contextmanager

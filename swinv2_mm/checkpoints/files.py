@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import pickle
 import re
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 
+from ..messages import first_line, printable, warn
+from ..writing import whole
 from . import unpickling
 from .downloads import DownloadError, download, named_by_mmengine
 
@@ -93,7 +94,7 @@ def _read(path, cure):
                 f'checkpoint {path} holds {printable(refused[1])} in the place of weights, which could run code, '
                 'and is refused: save the tensors alone, as a state dict'
             ) from None
-        reason = printable(str(error) or type(error).__name__)
+        reason = printable(first_line(error))
         if reason == unpickling.PLAIN_PICKLE:
             raise CheckpointError(
                 f'checkpoint {path} is a plain pickle, as detectron2 writes, and no file of torch.save: save its '
@@ -103,19 +104,10 @@ def _read(path, cure):
     if left_out:
         named = [f'{printable(place)} ({printable(name)})' for place, name in left_out.items()]
         more = f' and {len(named) - 5} more' if len(named) > 5 else ''
-        print_log(
-            f'Left out of {path} what is no plain value: {", ".join(named[:5])}{more}',
-            logger='current',
-            level=logging.WARNING,
-        )
+        warn(f'Left out of {path} what is no plain value: {", ".join(named[:5])}{more}')
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a state dict')
     return checkpoint
-
-
-def printable(text: str) -> str:
-    """The first line of a text that a file may have chosen, without what moves the cursor of a terminal."""
-    return ''.join(letter if letter.isprintable() else '?' for letter in text.split('\n')[0])
 
 
 def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
@@ -128,42 +120,31 @@ def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
     Raises:
         CheckpointError: the path has another ending, or can't be written.
     """
-    path = os.fspath(path)
     check_suffix(path)
-    folder = os.path.dirname(path) or '.'
-    partial = None
+    path = Path(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix='.', suffix='.partial', delete=False) as file:
-            partial = file.name
-        if path.endswith('.safetensors'):
-            tensors = {name: value.contiguous().clone() for name, value in state_dict.items()}  # none shares memory
-            _safetensors(path).save_file(tensors, partial, metadata={'format': 'pt'})
-        else:
-            with open(partial, 'wb') as file:  # PyTorch's own file does not say why it can't be written
-                torch.save(state_dict, file)
-        os.chmod(partial, 0o666 & ~_umask())  # temporary files are private
-        os.replace(partial, path)
+        with whole(path, make_folder=False) as partial:
+            if path.name.endswith('.safetensors'):
+                partial.touch()
+                mode = partial.stat().st_mode
+                tensors = {name: value.contiguous().clone() for name, value in state_dict.items()}  # none shares memory
+                _safetensors(path).save_file(tensors, partial, metadata={'format': 'pt'})
+                partial.chmod(mode)  # safetensors makes private files
+            else:
+                with open(partial, 'wb') as file:  # PyTorch's own file does not say why it can't be written
+                    torch.save(state_dict, file)
     except CheckpointError:
         raise
     except Exception as error:  # each library has its own for what it cannot write
         cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's follows that of the file
-        reason = (getattr(cause, 'strerror', None) or str(error)).split('\n')[0]
+        reason = getattr(cause, 'strerror', None) or first_line(error)
         raise CheckpointError(f'{path} cannot be written: {reason}') from error
-    finally:
-        if partial and os.path.exists(partial):
-            os.remove(partial)
 
 
 def check_suffix(path: str | os.PathLike) -> None:
     """Raise a `CheckpointError` unless the path ends like a file that `write_checkpoint` writes."""
     if not os.fspath(path).endswith(SUFFIXES):
         raise CheckpointError(f'{path} must end in {", ".join(SUFFIXES)}: that says how it is written')
-
-
-def _umask():
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def local_path(source: str | os.PathLike) -> str:
