@@ -268,7 +268,7 @@ def test_names_of_no_known_implementation_are_refused(build, trained):
     }
     file = {'state_dict': {names[name]: value for name, value in weights.items()}}
     for transfer in (False, True):
-        with pytest.raises(CheckpointError, match='holds weights of a Swin V2 but no layout known for one'):
+        with pytest.raises(CheckpointError, match='holds weights of a Swin V2, but in none of the known formats'):
             load_model(build(), file, 'run.pth', transfer=transfer)
 
 

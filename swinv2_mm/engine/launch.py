@@ -245,20 +245,20 @@ def check_backbone(cfg: Config) -> nn.ModuleList:
 
 
 def set_window_size(model: nn.Module, window_size: Sequence[int]) -> None:
-    """Have all backbones attend in other windows, as the flag ``--window-size`` asks; their normalisers stay.
+    """Have all backbones attend in other windows, as the flag ``--window-size`` asks; their pretrained windows stay.
 
     Args:
         model (nn.Module): the backbones, or what has them in it.
         window_size (Sequence[int]): window size in tokens, one for all stages or one per stage.
 
     Raises:
-        ValueError: there is no backbone with windows of this kind, or the sizes are none.
+        ValueError: there is no backbone with windows of this kind, or the sizes are invalid.
     """
     backbones = [module for module in model.modules() if isinstance(module, SwinTransformerV2)]
     if not backbones:
         raise ValueError('--window-size is for models with a SwinTransformerV2: leave it out')
     for backbone in backbones:
-        backbone.set_window_size(window_size[0] if len(window_size) == 1 else window_size)
+        backbone.set_window_size(window_size)
 
 
 def find_resume(work_dir: str | os.PathLike, resume: str) -> str:

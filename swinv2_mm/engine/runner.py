@@ -27,8 +27,9 @@ from mmengine.utils import digit_version
 
 from ..checkpoints.files import CheckpointError
 from ..checkpoints.formats import unwrap
-from ..checkpoints.loading import naming
+from ..checkpoints.loading import named_in_errors
 from ..messages import first_line
+from ..writing import whole
 from .launch import find_resume
 from .model_weights import load_model
 from .seeding import SeedHook, number_batches
@@ -166,7 +167,7 @@ class SwinV2Runner(Runner):
         checkpoint = self._read(filename)
         self._ahead = (None, None)
         if not isinstance(checkpoint.get('state_dict'), Mapping):  # which hooks expect
-            with naming(filename):
+            with named_in_errors(filename):
                 checkpoint = dict(state_dict=unwrap(checkpoint)[0])
         for pattern, by in revise_keys:
             _rename(checkpoint['state_dict'], pattern, by)
@@ -205,18 +206,12 @@ class SwinV2Runner(Runner):
         if file_client_args or not isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
             super().save_checkpoint(out_dir, filename, **options)
             return
-        path, partial = os.path.join(out_dir, filename), os.path.join(out_dir, PARTIAL)
+        path = os.path.join(out_dir, filename)
         try:
-            super().save_checkpoint(out_dir, PARTIAL, **options)
-            _sync(partial)
-            os.replace(partial, path)
+            with whole(Path(path), PARTIAL, sync=True):
+                super().save_checkpoint(out_dir, PARTIAL, **options)
         except OSError as error:
             raise _unwritable(path, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                os.remove(partial)
-        with contextlib.suppress(OSError):  # not all file systems do that for a folder
-            _sync(out_dir)
         self.outdated.pop(path, None)
 
 
@@ -258,15 +253,6 @@ def _disk_errors(folder):
         if error.errno not in DISK_IS_FULL_OR_READ_ONLY:
             raise
         raise _unwritable(error.filename or folder, error) from error
-
-
-def _sync(path):
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path, error):

@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
 
 from ..checkpoints.files import CheckpointError
-from ..checkpoints.loading import all_finite
+from ..checkpoints.fitting import all_finite
 from ..messages import first_line
 
 MAX_COUNT = 2**32 - 1  # of iterations, and the largest seed that NumPy takes
