@@ -30,19 +30,19 @@ STORAGES = {
     'ComplexDouble': torch.complex128,
 }
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
-MAX_EXPANSION = 16, 2**20  # elements of a tensor, over those in the file, and that are always allowed
+MAX_EXPANSION = 16, 2**20  # elements of a tensor: per element in the file, and how many are always allowed
 TENSOR_NAME = re.compile(r'torch\._(utils|tensor)\._rebuild|torch\.Tensor')
 
 
 class Unread:
-    """What a file names, as it is on the stack: nothing that can be called. Stands for all that is made of it."""
+    """Something that a file names, on the stack: it can't be called. Stands for everything that is made from it."""
 
     def __init__(self, name: str):
         self.name = name
 
 
 class Name(Unread):
-    """The name of something that is read."""
+    """The name of something that can be read."""
 
 
 class Storage(Unread):
@@ -92,7 +92,7 @@ def _tensor_of_bytes(storage, offset, size, stride, requires_grad, hooks, dtype,
 
 
 def is_metadata(value):
-    """Whether a value is what PyTorch keeps of the modules of a state dict, their versions."""
+    """Whether a value is the metadata of a state dict, the versions of its modules."""
     return isinstance(value, dict) and all(
         type(name) is str and type(entry) is dict and type(entry.get('version')) in (int, type(None))
         for name, entry in value.items()
@@ -167,10 +167,10 @@ def _device(kind, index=None):
 
 
 def _dtype(code, *_):
-    # Numbers, booleans and text alone: an object in an array would be a pointer.
+    # Only numbers, booleans and text: an object in an array would be a pointer.
     if type(code) is not str or not re.fullmatch(r'[<>|=]?[biufcSU]\d+', code):
         return Unread('numpy.dtype')
-    return np.dtype(code, False, True)  # a copy, which gets its byte order when it is built
+    return np.dtype(code, False, True)  # a copy, whose byte order is set by its BUILD
 
 
 def _array(*_):
@@ -186,7 +186,7 @@ def fill_array(array, version, shape, dtype, is_fortran, values):
 
 
 def _array_of_buffer(values, dtype, shape, order, axes=None):
-    """An array as protocol 5 has it."""
+    """An array as pickles of protocol 5 store it."""
     check(type(values) in (bytes, bytearray) and order in ('C', 'F') and axes is None, 'NumPy array')
     array = _array()
     fill_array(array, 1, shape, dtype, order == 'F', bytes(values))

@@ -26,7 +26,7 @@ from .unpickled_values import (
     is_metadata,
 )
 
-OPCODES = re.findall(  # that do what they always do: put plain values onto the stack and into the memo
+OPCODES = re.findall(  # left as they are: they put plain values onto the stack and into the memo
     r'\w+',
     """PROTO FRAME STOP MARK POP POP_MARK GET BINGET LONG_BINGET BINPUT MEMOIZE
     NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
@@ -34,8 +34,8 @@ OPCODES = re.findall(  # that do what they always do: put plain values onto the 
     UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
     EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST EMPTY_DICT EMPTY_SET GLOBAL STACK_GLOBAL BINPERSID""",
 )
-PLAIN = (str, bytes, int, float, bool, type(None))  # what keys are
-MAX_GUESSABLE_KEYS = 5_000  # whose hashes a file can make collide, so that a dict of n of them takes n * n steps
+PLAIN = (str, bytes, int, float, bool, type(None))  # types of keys
+MAX_GUESSABLE_KEYS = 5_000  # a file can make their hashes collide, and then a dict of n takes n * n steps
 
 
 class Unpickler(pickle._Unpickler):
@@ -64,10 +64,10 @@ class Unpickler(pickle._Unpickler):
         args, called = self.stack.pop(), self.stack[-1]
         check(isinstance(called, Unread) and type(args) is tuple, 'call')
         unread = next((value for value in (called, *args) if type(value) is Unread), None)
-        if called.name == 'collections.defaultdict':  # whatever makes its defaults
+        if called.name == 'collections.defaultdict':  # without the function that makes its defaults
             self.stack[-1] = {}
         elif unread:
-            # A tensor of an unread kind is still one.
+            # A tensor of a kind that is not read is still a tensor.
             self.stack[-1] = Unread(called.name if TENSOR_NAME.match(called.name) else unread.name)
         elif called.name in FUNCTIONS:
             if called.name in OF_KEYS and args:
@@ -124,13 +124,13 @@ class Unpickler(pickle._Unpickler):
         return Storage(self.storage(dtype, *pid[2:])) if dtype else Unread(pid[1].name)
 
     def _safe_keys(self, keys, held=0):
-        """Keys of a dict, or members of a set, that has some already; what is no plain value is not read."""
+        """New keys of a dict, or members of a set, that has ``held`` already; what is not plain becomes `Unread`."""
         return [self._safe_key(key, 4 * (held + len(keys)) + 1000) for key in keys]
 
     def _safe_key(self, key, bound):
-        if isinstance(key, Unread) or type(key) in (str, bytes, bool, type(None)):  # hashes of text nobody can guess
+        if isinstance(key, Unread) or type(key) in (str, bytes, bool, type(None)):  # hashes of text are random
             return key
-        if type(key) is int and 0 <= key < bound:  # as of parameters: so close together, few share a place
+        if type(key) is int and 0 <= key < bound:  # such as indices of parameters: so close, few of them collide
             return key
         self.num_guessable_keys += 1
         plain = type(key) in PLAIN or (type(key) is tuple and all(type(part) in PLAIN for part in key))
@@ -186,7 +186,7 @@ class Unpickler(pickle._Unpickler):
         super().load_frozenset()
 
     def _takes(self, container, kinds):
-        """Whether a container of some kinds is there to be filled, and not one of a class that is not read."""
+        """Whether a container is to be filled. It must be one of these kinds, or of a class that is not read."""
         check(type(container) in (*kinds, Unread), kinds[0].__name__)
         return type(container) is not Unread
 

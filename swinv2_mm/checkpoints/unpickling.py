@@ -1,13 +1,13 @@
-"""Reading files of tensors without running code from them.
+"""Reading files of ``torch.save`` without running code from them.
 
-``torch.load(weights_only=True)`` does so too, but before PyTorch 2.6 it hands TorchScript archives to a loader that
-runs them (CVE-2025-32434), and at any version it gives up where a file holds one class that it does not know. Here no
-function of a library can be reached from a file: what it names is looked up in a list, and each call goes to a function
-below, which checks what it is given. What is not on the list is never made: it is left out, and named. Memory is taken
-of the size that is in the file.
+``torch.load(weights_only=True)`` does so too, but before PyTorch 2.6 it passes TorchScript archives to a loader that
+runs them (CVE-2025-32434), and in any version it fails on a file with one class that it does not know. Here no
+function of a library can be reached from a file: what the file names is looked up in a list, and each call goes to a
+function in `unpickled_values`, which checks its arguments. What is not on the list is never made: it is left out, and
+named. Storages take no more memory than the file has data for.
 
-The formats are those of ``torch.save`` (`torch/serialization.py`): an archive with a pickle and a record for each
-storage, and before PyTorch 1.6 pickles one after the other with the storages behind them.
+There are two kinds of file (`torch/serialization.py`): an archive with a pickle and a record for each storage, and
+before PyTorch 1.6 several pickles in a row, followed by the storages.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def load(path: str | os.PathLike, allowed: Mapping[str, Any]) -> tuple[Any, dict
 
     Args:
         path (str): a file that ``torch.save`` wrote.
-        allowed (Mapping): what else the file may hold, by the name that it has for it: classes, of which the attributes
-            alone are read, and functions of such classes and plain values.
+        allowed (Mapping): what else the file may hold, by the name that the file has for it: classes, of which only
+            the attributes are read, and functions of such classes and plain values.
 
     Returns:
-        tuple: what the file holds, and the classes and functions by the places where it holds another, as
+        tuple: what the file holds, and the names of other classes and functions in it by their places, such as
         ``{'meta/path': 'pathlib.PosixPath'}``. Such an item of a dict or set, or attribute, is removed; in a list it
         becomes None.
 
     Raises:
-        pickle.UnpicklingError: the file is damaged or no such file; or it is all of another class, or a weight is, or
-            it holds no tensor beside; then the message names the class after ``GLOBAL``.
+        pickle.UnpicklingError: the file is damaged or not one of ``torch.save``; or all of it, a weight, or everything
+            in a file without tensors is of another class, which the message names after ``GLOBAL``.
     """
     with open(path, 'rb') as file:
         is_zip = file.read(4) == b'PK\x03\x04'
@@ -57,11 +57,11 @@ def load(path: str | os.PathLike, allowed: Mapping[str, Any]) -> tuple[Any, dict
 
 
 def _take_out_unread(root, unfilled):
-    """Take out of containers, in place, what was not read. Returns its names by its places."""
+    """Remove from containers, in place, what was not read. Returns its names by its places."""
     names = {}
 
     def name_of(value):
-        """The name of what was not read: the value itself, or something in it that cannot be taken out."""
+        """The name of what was not read: the value itself, or something in it that cannot be removed."""
         if id(value) not in names:
             names[id(value)] = None  # also of what holds itself
             if isinstance(value, Unread):
@@ -111,13 +111,13 @@ def _take_out_unread(root, unfilled):
 
 
 def _is_of_weights(items, name_of):
-    """Whether a dict is of weights: it has a tensor, or all are, also of kinds that are not read."""
+    """Whether a dict holds weights: one value is a tensor, or all are, including kinds that are not read."""
     is_tensor = [isinstance(held, Tensor) or bool(TENSOR_NAME.match(name_of(held) or '')) for held in items.values()]
     return all(is_tensor) or any(isinstance(held, Tensor) for held in items.values())
 
 
 def _text(place, key):
-    """The last keys on the way to a value."""
+    """The last keys of the path to a value."""
     keys = [key]
     while place and len(keys) < 8:
         place, key = place
@@ -156,7 +156,7 @@ def _load_legacy(file, allowed):
     if isinstance(start, dict):
         raise pickle.UnpicklingError(PLAIN_PICKLE)
     if (start, Unpickler(file).load()) != LEGACY_START:
-        raise pickle.UnpicklingError('no file of PyTorch')
+        raise pickle.UnpicklingError('not a file of PyTorch')
     Unpickler(file).load()  # about the machine that wrote it
     left, memory = os.fstat(file.fileno()).st_size, {}
 

@@ -33,7 +33,7 @@ def parse_args(argv=None):
         'exported/model.safetensors --to timm; timm and transformers then load the folder "exported" by its '
         'config.json',
     )
-    parser.add_argument('input', metavar='IN', help='path or URL of any Swin V2 checkpoint, also of a whole detector')
+    parser.add_argument('input', metavar='IN', help='path or URL of any Swin V2 checkpoint, or of a whole detector')
     parser.add_argument('output', metavar='OUT', help='file to write: .safetensors, .pth or .bin')
     parser.add_argument(
         '--to',
@@ -45,7 +45,7 @@ def parse_args(argv=None):
         type=int,
         nargs='+',
         metavar='N',
-        help='the windows that the position bias was trained with, one or one per stage, where nothing says them',
+        help='the pretrained windows, one or one per stage, for a checkpoint that does not say them',
     )
     parser.add_argument('--prefix', default='', metavar='NAME', help=PREFIX_HELP)
     return parser.parse_args(argv)
