@@ -118,7 +118,7 @@ def test_a_file_without_weights_is_refused(build, file):
 
 def test_a_backbone_alone_is_told_what_it_is_for(build, trained):
     backbone = {name[9:]: value for name, value in trained['state_dict'].items() if name.startswith('backbone.')}
-    with pytest.raises(CheckpointError, match=r'it lacks backbone\.\S+ and .* are loaded by --checkpoint'):
+    with pytest.raises(CheckpointError, match=r'it lacks backbone\.\S+ and .* --checkpoint loads the weights'):
         load_model(build(), {'state_dict': backbone}, 'run.pth', transfer=True)
 
 

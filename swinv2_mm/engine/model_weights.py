@@ -46,14 +46,14 @@ def load_model(
     transfer: bool = False,
     allow_missing: Sequence[str] = (),
 ) -> ModelReport:
-    """Load all weights of a model, and log a report. Backbones may be of any format that `load_pretrained` takes.
+    """Load all weights of a model, and log a report. Its backbones may have any format that `load_pretrained` takes.
 
     Args:
         model (nn.Module): a detector or segmentor, or the wrapper that distributes one.
-        checkpoint (Mapping): what `read_checkpoint` gives.
+        checkpoint (Mapping): what `read_checkpoint` returns.
         source (str): the path or URL, for messages; its name may say the windows of a backbone.
         transfer (bool): whether heads may be left out, as where a detector is fine-tuned on other classes; backbones
-            must be whole all the same.
+            must be whole in any case.
         allow_missing (Sequence[str]): names of parameters or modules in a backbone that may stay at their initial
             value in a transfer, e.g. ``backbone.patch_embed.proj``; or a whole ``backbone``.
 
@@ -71,7 +71,7 @@ def load_model(
                 raise CheckpointError(f'allow_missing names {name!r}, and the model has no such parameter or module')
         weights, report = _fit_model(model, checkpoint, source, transfer, tuple(allow_missing) if transfer else ())
         try:
-            # The hosts' modules may rename what older versions of them wrote: what fits shows when it is loaded.
+            # The hosts' modules may rename what their older versions wrote, so only loading shows what fits.
             missing, unexpected = model.load_state_dict(weights, strict=False)
             report = _completed(report, before, missing, unexpected)
             _check_whole(report, _backbones(model) or ['backbone'], transfer, allow_missing)
@@ -85,7 +85,7 @@ def load_model(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """A model out of what distributes it, or augments its images at test time."""
+    """The model inside what distributes it, or augments its images at test time."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
@@ -144,7 +144,7 @@ def _fit_backbone(backbone, path, tensors, source, transfer, allow_missing):
 
 
 def _without_prefix(tensors, own):
-    """Tensors by the names that the model has for them, without what wrappers and training code put before."""
+    """Tensors by their names in the model, without prefixes of wrappers and training code."""
     for prefix in ('module.', 'model.', 'model.module.', '_orig_mod.'):
         stripped = {name[len(prefix) :] if name.startswith(prefix) else name: value for name, value in tensors.items()}
         if not any(name in own for name in tensors) and any(name in own for name in stripped):
@@ -153,7 +153,7 @@ def _without_prefix(tensors, own):
 
 
 def _completed(report, before, missing, unexpected):
-    """The report, with what loading showed."""
+    """The report, completed by what loading showed."""
     initial, left_out = dict(report.initial), dict(report.left_out)
     for name in missing:
         initial.setdefault(name, MISSING)
@@ -163,9 +163,9 @@ def _completed(report, before, missing, unexpected):
 
 
 def _check_whole(report, backbones, transfer, allow_missing):
-    """Check that nothing stayed initial that must not, and that the file of a whole model has no more.
+    """Check that nothing stayed initial that must not, and that the file of a whole model holds nothing else.
 
-    In a transfer a backbone that is there was checked before: it may lack output norms.
+    In a transfer, a backbone of the file was checked before: it may lack output norms.
     """
     lacking = [name for name in report.initial if not name.endswith('num_batches_tracked')]
     if transfer:
@@ -173,9 +173,9 @@ def _check_whole(report, backbones, transfer, allow_missing):
         lacking = [name for name in lacking if not is_within(name, allow_missing)]
     if lacking:
         cure = 'it is damaged, or not of this config'
-        loaded = [name for name in report.loaded if not name.endswith('pretrained_windows')]  # which are never missing
+        loaded = [name for name in report.loaded if not name.endswith('pretrained_windows')]  # it is never missing
         if not any(is_within(name, list(backbones)) for name in loaded):
-            cure += '; the weights of a backbone alone are loaded by --checkpoint'
+            cure += '; --checkpoint loads the weights of a backbone alone'
         raise CheckpointError(f'it lacks {first_of(lacking)}: {cure}')
     unknown = [name for name, why in report.left_out.items() if why not in (COMPUTED, NOT_BUILT)]
     if unknown and not transfer:
@@ -183,7 +183,7 @@ def _check_whole(report, backbones, transfer, allow_missing):
 
 
 def _check_kind(name, value: Tensor, own: Tensor):
-    """Check that a tensor has values, finite ones of the kind that the model has."""
+    """Check that a tensor has values of the kind that the model has, and that they are finite."""
     kinds = [(held.is_floating_point(), held.is_complex(), held.dtype == torch.bool) for held in (value, own)]
     if value.is_meta or value.layout != own.layout or kinds[0] != kinds[1]:
         raise CheckpointError(f'{name} is {value.dtype} ({value.layout}), not {own.dtype}: it is damaged')
