@@ -158,8 +158,8 @@ def identify(tensors: Mapping[str, Tensor], prefix: str = '') -> tuple[Format, s
 
 def _fits(format_, tensors, prefix):
     names = [name[len(prefix) :] for name in tensors if name.startswith(prefix)]
-    is_v2 = any('logit_scale' in name for name in names)
-    return is_v2 and any(re.match(format_.mark, name) for name in names)
+    is_marked = any(re.match(format_.mark, name) for name in names)
+    return is_marked and any('logit_scale' in format_.to_our_name(name) for name in names)  # else it is a Swin V1
 
 
 def _why_none(tensors):

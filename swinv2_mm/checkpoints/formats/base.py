@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...arch import parse_arch
+from ..files import CheckpointError
 
 Tensors = Mapping[str, Tensor]
 
@@ -93,6 +95,40 @@ def shift_downsample(name: str, by: int) -> str:
     In some libraries patch merging begins a stage. Here it ends the one before.
     """
     return re.sub(r'^layers\.(\d+)(?=\.downsample\.)', lambda match: f'layers.{int(match[1]) + by}', name)
+
+
+def join_qkv(name: str, tensors: Tensors) -> Tensors | None:
+    """Join the weights of queries, keys and values, (C, C) each, to one of (3C, C); a `rearrange` of `Format`.
+
+    Args:
+        name (str): our name of a tensor. Those to join end in ``attn.q.weight`` and so on.
+        tensors (Mapping): all tensors by our names.
+
+    Raises:
+        CheckpointError: they differ in shape or dtype, or one is missing.
+    """
+    stem, attn, leaf = name.rpartition('attn.')
+    if leaf in ('k.weight', 'v.weight') and f'{stem}{attn}q.weight' in tensors:
+        return {}  # goes with q.weight
+    if leaf != 'q.weight':
+        return None
+    parts = [tensors.get(f'{stem}{attn}{letter}.weight') for letter in 'qkv']
+    kinds = {None if part is None else (part.shape, part.dtype) for part in parts}
+    if len(kinds) > 1 or parts[0].ndim != 2:
+        raise CheckpointError(f'{name} and those of k and v are not three of one shape and dtype: the file is damaged')
+    return {f'{stem}{attn}qkv.weight': torch.cat(parts)}
+
+
+def split_qkv(weights: Tensors) -> dict[str, Tensor]:
+    """The way back of `join_qkv`, for all weights of a backbone by our names."""
+    split = {}
+    for name, value in weights.items():
+        if name.endswith('attn.qkv.weight'):
+            stem = name[: -len('qkv.weight')]
+            split.update({f'{stem}{letter}.weight': part for letter, part in zip('qkv', value.chunk(3))})
+        else:
+            split[name] = value
+    return split
 
 
 def shared_settings(arguments: Mapping, pretrained_windows: tuple[int, ...]) -> dict:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
-from ..files import CheckpointError
-from .base import ConfigFile, Format, image_of_one_window, rename_parts, shared_settings
+from .base import ConfigFile, Format, image_of_one_window, join_qkv, rename_parts, shared_settings, split_qkv
 
 OUR_PARTS = {
     'embeddings.patch_embeddings.projection': 'patch_embed.proj',
@@ -31,33 +28,8 @@ to_our_name = rename_parts(OUR_PARTS)
 to_their_name = rename_parts({ours: theirs for theirs, ours in OUR_PARTS.items()})
 
 
-def join_qkv(name, tensors):
-    """Join the weights of queries, keys and values, (C, C) each, to one of (3C, C).
-
-    Raises:
-        CheckpointError: they differ in shape or dtype, or one is missing.
-    """
-    stem, attn, leaf = name.rpartition('attn.')
-    if leaf in ('k.weight', 'v.weight') and f'{stem}{attn}q.weight' in tensors:
-        return {}  # goes with q.weight
-    if leaf != 'q.weight':
-        return None
-    parts = [tensors.get(f'{stem}{attn}{letter}.weight') for letter in 'qkv']
-    kinds = {None if part is None else (part.shape, part.dtype) for part in parts}
-    if len(kinds) > 1 or parts[0].ndim != 2:
-        raise CheckpointError(f'{name} and those of k and v are not three of one shape and dtype: the file is damaged')
-    return {f'{stem}{attn}qkv.weight': torch.cat(parts)}
-
-
 def export(weights, pretrained_windows):
-    theirs = {}
-    for name, value in weights.items():
-        if name.endswith('attn.qkv.weight'):
-            stem = name[: -len('qkv.weight')]
-            theirs.update({to_their_name(f'{stem}{x}.weight'): part for x, part in zip('qkv', value.chunk(3))})
-        else:
-            theirs[to_their_name(name)] = value
-    return theirs
+    return {to_their_name(name): value for name, value in split_qkv(weights).items()}
 
 
 def write_config(arguments, pretrained_windows):
