@@ -87,19 +87,7 @@ def _read(path, cure):
     except OSError as error:
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror or error}') from error
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
-        if refused:
-            raise CheckpointError(
-                f'checkpoint {path} holds {printable(refused[1])} in the place of weights, which could run code, '
-                'and is refused: save the tensors alone, as a state dict'
-            ) from None
-        reason = printable(first_line(error))
-        if reason == unpickling.PLAIN_PICKLE:
-            raise CheckpointError(
-                f'checkpoint {path} is a plain pickle, as detectron2 writes, not a file of torch.save: save its '
-                'weights with torch.save, as a dict of tensors'
-            ) from None
-        raise CheckpointError(f'checkpoint {path} is truncated or not a checkpoint ({reason}): {cure}') from None
+        raise CheckpointError(f'checkpoint {path} {_why_unreadable(error, cure)}') from None
     if left_out:
         named = [f'{printable(place)} ({printable(name)})' for place, name in left_out.items()]
         more = f' and {len(named) - 5} more' if len(named) > 5 else ''
@@ -107,6 +95,23 @@ def _read(path, cure):
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a state dict')
     return checkpoint
+
+
+def _why_unreadable(error, cure):
+    """What an error of the unpickler says about a file, and the cure."""
+    refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
+    if refused:
+        return (
+            f'holds {printable(refused[1])} in the place of weights, which could run code, and is refused: save the '
+            'tensors alone, as a state dict'
+        )
+    reason = printable(first_line(error))
+    if reason == unpickling.PLAIN_PICKLE:
+        return (
+            'is a plain pickle, as detectron2 writes, not a file of torch.save: save its weights with torch.save, as a '
+            'dict of tensors'
+        )
+    return f'is truncated or not a checkpoint ({reason}): {cure}'
 
 
 def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:

@@ -91,8 +91,7 @@ def open_dataset(node: ConfigDict, source: str) -> BaseDataset | None:
     except Exception as error:
         if kind.__module__.split('.')[0] not in HOSTS:
             return None  # it may do anything
-        reason = first_line(error)
-        raise ValueError(f'{source} cannot be built as {kind.__name__}: {reason}') from error
+        raise ValueError(f'{source} cannot be built as {kind.__name__}: {first_line(error)}') from error
 
 
 def _check_classes(node, source):
@@ -253,8 +252,7 @@ def _check_segmentation(cfg, dataset, node, source):
     try:
         listed = dataset.load_data_list()
     except Exception as error:
-        reason = first_line(error)
-        raise ValueError(f'{source} cannot be read: {reason}') from error
+        raise ValueError(f'{source} cannot be read: {first_line(error)}') from error
     check_some_images(dataset, listed, source)
     pairs = _select(listed, dataset._indices, source)
     photos, loading = _step(node, 'LoadImageFromFile'), _step(node, 'LoadAnnotations')

@@ -65,8 +65,7 @@ def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
     try:
         merged.merge_from_dict(dict(options))
     except Exception as error:
-        reason = first_line(error)
-        raise ValueError(f'--cfg-options {" ".join(options)}: do not fit the config: {reason}') from error
+        raise ValueError(f'--cfg-options {" ".join(options)}: do not fit the config: {first_line(error)}') from error
     after = merged.to_dict()
     with DefaultScope.overwrite_default_scope(after.get('default_scope')):
         for name, value in options.items():

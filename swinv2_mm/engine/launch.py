@@ -77,8 +77,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
-        reason = first_line(error)
-        raise ValueError(f'config {path} cannot be read: {reason}') from error
+        raise ValueError(f'config {path} cannot be read: {first_line(error)}') from error
     scope = cfg.get('default_scope')
     if scope not in HOSTS or 'model' not in cfg:
         raise ValueError(
@@ -88,8 +87,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     try:
         importlib.import_module(f'{scope}.models')
     except Exception as error:  # an mmcv of another version or for another PyTorch, in many ways
-        reason = first_line(error)
-        raise ValueError(f'config {path} is for {scope}, which does not import here: {reason}') from error
+        raise ValueError(f'config {path} is for {scope}, which does not import here: {first_line(error)}') from error
     merge_options(cfg, overrides or {})
     return cfg
 

@@ -151,8 +151,7 @@ class SwinV2Runner(Runner):
         except CheckpointError:
             raise
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-            reason = first_line(e)
-            raise unresumable(filename, f'{type(e).__name__}: {reason}') from e
+            raise unresumable(filename, f'{type(e).__name__}: {first_line(e)}') from e
 
     def load_checkpoint(
         self,

@@ -89,8 +89,7 @@ def _checking(source):
     except ValueError as error:
         raise unresumable(source, error) from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:  # values may be anything
-        reason = first_line(error)
-        raise unresumable(source, f'{type(error).__name__}: {reason}') from error
+        raise unresumable(source, f'{type(error).__name__}: {first_line(error)}') from error
 
 
 def unresumable(source: str, reason: object) -> CheckpointError:

@@ -13,15 +13,13 @@ from torch import Tensor
 from ...arch import parse_arch
 from ..files import CheckpointError
 
-Tensors = Mapping[str, Tensor]
-
 
 def keep_name(name: str) -> str:
     """The name itself."""
     return name
 
 
-def keep_tensor(name: str, tensors: Tensors) -> None:
+def keep_tensor(name: str, tensors: Mapping[str, Tensor]) -> None:
     """Nothing: the tensor is a weight of the backbone as it is."""
 
 
@@ -70,9 +68,9 @@ class Format(NamedTuple):
     anchor: str
     mark: str
     to_our_name: Callable[[str], str] = keep_name
-    rearrange: Callable[[str, Tensors], Tensors | None] = keep_tensor
+    rearrange: Callable[[str, Mapping[str, Tensor]], Mapping[str, Tensor] | None] = keep_tensor
     rearranged: str = ''
-    export: Callable[[Tensors, tuple[int, ...]], dict[str, Tensor]] | None = None
+    export: Callable[[Mapping[str, Tensor], tuple[int, ...]], dict[str, Tensor]] | None = None
     needs_last_norm: bool = False
     wrapper: str | None = None
     config: ConfigFile | None = None
@@ -97,7 +95,7 @@ def shift_downsample(name: str, by: int) -> str:
     return re.sub(r'^layers\.(\d+)(?=\.downsample\.)', lambda match: f'layers.{int(match[1]) + by}', name)
 
 
-def join_qkv(name: str, tensors: Tensors) -> Tensors | None:
+def join_qkv(name: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
     """Join the weights of queries, keys and values, (C, C) each, to one of (3C, C); a `rearrange` of `Format`.
 
     Args:
@@ -119,7 +117,7 @@ def join_qkv(name: str, tensors: Tensors) -> Tensors | None:
     return {f'{stem}{attn}qkv.weight': torch.cat(parts)}
 
 
-def split_qkv(weights: Tensors) -> dict[str, Tensor]:
+def split_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The way back of `join_qkv`, for all weights of a backbone by our names."""
     split = {}
     for name, value in weights.items():
