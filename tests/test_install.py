@@ -28,7 +28,7 @@ with pytest.MonkeyPatch.context() as patch:
 PINS = install.read_pins()
 NAMES = [install.split_requirement(line)[0] for lines in PINS.values() for line in lines]
 UPSTREAM = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
-ORACLES = dict(line.split('==') for line in PINS['oracles'])
+PEERS = dict(line.split('==') for line in PINS['peers'])
 ONEDL = {
     'onedl-mmengine': '0.10.12',
     'onedl-mmcv': '2.3.6',
@@ -107,7 +107,7 @@ def test_every_dependency_is_bounded_and_appears_once():
 def test_this_environment_holds_what_is_pinned(here):
     stack = install.settle_stack(None, here.installed)
     assert install.missing(PINS, stack, here.installed) == []
-    assert install.missing_oracles(PINS, here) == []
+    assert install.missing_peers(PINS, here) == []
     assert here.ops is None
     modules = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
     imported = [importlib.import_module(module).__version__ for module in modules]
@@ -153,7 +153,7 @@ def test_nothing_is_missing_from_a_whole_environment_and_what_is_wrong_is_named(
 def test_an_empty_environment_gets_everything_once_and_in_order(stack, hosts):
     steps = install.plan(PINS, stack, install.Survey())
     everything = [argument for step in steps for argument in step.arguments if not argument.startswith('-')]
-    needed = [*install.requirements_of(PINS, stack).values(), *PINS['oracles'], str(ROOT), f'{sys.prefix}/oracles']
+    needed = [*install.requirements_of(PINS, stack).values(), *PINS['peers'], str(ROOT), f'{sys.prefix}/peers']
     assert sorted(everything) == sorted(needed)
 
     mmcv = f'{list(hosts)[1]}=={list(hosts.values())[1]}'
@@ -167,7 +167,7 @@ def test_an_empty_environment_gets_everything_once_and_in_order(stack, hosts):
     assert set(steps[3].arguments) == {'--no-deps', '--no-build-isolation'} | also | {
         f'{name}=={version}' for name, version in hosts.items() if name != list(hosts)[1]
     }
-    assert steps[5].arguments == ('--no-deps', '--upgrade', '--target', f'{sys.prefix}/oracles', *PINS['oracles'])
+    assert steps[5].arguments == ('--no-deps', '--upgrade', '--target', f'{sys.prefix}/peers', *PINS['peers'])
     assert steps[6].arguments[-2:] == ('-e', str(ROOT))
 
 
@@ -182,21 +182,21 @@ def test_a_torch_that_is_there_is_kept_and_so_is_another_build_of_opencv():
 
 def test_a_complete_environment_needs_no_step_and_one_of_another_checkout_only_ours():
     installed = {**whole('upstream'), 'swinv2-mm': '0.1.0'}
-    assert install.plan(PINS, 'upstream', install.Survey(installed, ROOT.as_uri(), oracles=ORACLES)) == []
-    (step,) = install.plan(PINS, 'upstream', install.Survey(installed, 'file:///elsewhere', oracles=ORACLES))
+    assert install.plan(PINS, 'upstream', install.Survey(installed, ROOT.as_uri(), peers=PEERS)) == []
+    (step,) = install.plan(PINS, 'upstream', install.Survey(installed, 'file:///elsewhere', peers=PEERS))
     assert step.arguments == ('--no-deps', '--no-build-isolation', '-e', str(ROOT))
 
 
 def test_of_the_libraries_that_tests_compare_with_only_what_is_missing_goes_into_their_folder():
     installed = {**whole('upstream'), 'swinv2-mm': '0.1.0'}
-    found = install.Survey(installed, ROOT.as_uri(), oracles={**ORACLES, 'timm': '0.9.0'})
+    found = install.Survey(installed, ROOT.as_uri(), peers={**PEERS, 'timm': '0.9.0'})
     (step,) = install.plan(PINS, 'upstream', found)
-    assert step.arguments == ('--no-deps', '--upgrade', '--target', f'{sys.prefix}/oracles', f'timm=={ORACLES["timm"]}')
+    assert step.arguments == ('--no-deps', '--upgrade', '--target', f'{sys.prefix}/peers', f'timm=={PEERS["timm"]}')
 
 
 def test_a_library_that_is_missing_is_named_and_the_others_keep_their_bounds():
     installed = {**whole('upstream'), 'six': '1.0', 'swinv2-mm': '0.1.0'}
-    (step,) = install.plan(PINS, 'upstream', install.Survey(installed, ROOT.as_uri(), oracles=ORACLES))
+    (step,) = install.plan(PINS, 'upstream', install.Survey(installed, ROOT.as_uri(), peers=PEERS))
     assert step.title == 'six>=1.16'
     assert {'six>=1.16', 'numpy>=2,<3', 'ruff==0.17.6'} <= set(step.arguments)
 
@@ -603,7 +603,7 @@ def verify(monkeypatch, tmp_path):
     return verify
 
 
-WHOLE = install.Survey(whole('upstream'), ROOT.as_uri(), oracles=ORACLES)
+WHOLE = install.Survey(whole('upstream'), ROOT.as_uri(), peers=PEERS)
 BROKEN = dataclasses.replace(WHOLE, ops="ModuleNotFoundError: No module named 'mmcv._ext'")
 
 
@@ -621,7 +621,7 @@ def test_what_pip_left_wrong_is_named(verify):
     with pytest.raises(install.InstallError, match=r'pip left numpy 1.26.4 in '):
         verify([dataclasses.replace(WHOLE, installed=versions)])
     with pytest.raises(install.InstallError, match=r'pip left timm 0.9.0 in '):
-        verify([dataclasses.replace(WHOLE, oracles={**ORACLES, 'timm': '0.9.0'})])
+        verify([dataclasses.replace(WHOLE, peers={**PEERS, 'timm': '0.9.0'})])
     with pytest.raises(install.InstallError, match=r'holds swinv2_mm of None, not of '):
         verify([dataclasses.replace(WHOLE, source=None)])
     with pytest.raises(install.InstallError, match=r"No module named 'ftfy': .* is broken"):

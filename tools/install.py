@@ -101,14 +101,14 @@ def missing(pins: Mapping[str, list[str]], stack: str, installed: Mapping[str, s
     return [name for name, requirement in needed.items() if not is_met(name, requirement)]
 
 
-def missing_oracles(pins: Mapping[str, list[str]], found: Survey) -> list[str]:
+def missing_peers(pins: Mapping[str, list[str]], found: Survey) -> list[str]:
     """Requirements of the libraries that tests compare with which their folder does not meet."""
 
     def is_met(requirement):
         name, specifier = split_requirement(requirement)
-        return name in found.oracles and satisfies(found.oracles[name], specifier)
+        return name in found.peers and satisfies(found.peers[name], specifier)
 
-    return [requirement for requirement in pins['oracles'] if not is_met(requirement)]
+    return [requirement for requirement in pins['peers'] if not is_met(requirement)]
 
 
 def settle_stack(stack: str | None, installed: Mapping[str, str]) -> str:
@@ -232,20 +232,20 @@ class Survey:
     installed: dict[str, str] = dataclasses.field(default_factory=dict)  # version by distribution
     source: str | None = None  # URL of the folder that swinv2-mm is installed from, if editable
     ops: str | None = None  # why mmcv.ops can't be used, if mmcv is installed
-    oracles: dict[str, str] = dataclasses.field(default_factory=dict)  # version by distribution, in their folder
+    peers: dict[str, str] = dataclasses.field(default_factory=dict)  # version by distribution, in their folder
 
 
 _SURVEY = """
 import importlib.metadata as metadata, json, os, sys
 report = {}
-oracles = {d.name: d.version for d in metadata.distributions(path=[os.path.join(sys.prefix, 'oracles')])}
+peers = {d.name: d.version for d in metadata.distributions(path=[os.path.join(sys.prefix, 'peers')])}
 for name in sys.argv[1:]:
     try:
         report[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
         pass
 source = metadata.distribution('swinv2-mm').read_text('direct_url.json') if 'swinv2-mm' in report else None
-print('survey:', json.dumps([report, json.loads(source or '{}'), oracles]), flush=True)
+print('survey:', json.dumps([report, json.loads(source or '{}'), peers]), flush=True)
 if 'mmcv' in report or 'onedl-mmcv' in report:
     import mmcv.ops, torch
     print('survey:', json.dumps([torch.cuda.is_available(), mmcv.ops.get_compiling_cuda_version()]))
@@ -335,11 +335,11 @@ def plan(pins: Mapping[str, list[str]], stack: str, found: Survey) -> list[Step]
         steps.append(Step(', '.join(absent), ('--no-deps', '--no-build-isolation', *absent)))
     if mmcv in lacking:
         steps.append(build_step(needed[mmcv]))
-    oracles = missing_oracles(pins, found)
-    if oracles:
-        folder = str(Path(sys.prefix, 'oracles'))
-        title = f'{", ".join(oracles)}, for tests, into {folder}'
-        steps.append(Step(title, ('--no-deps', '--upgrade', '--target', folder, *oracles)))
+    peers = missing_peers(pins, found)
+    if peers:
+        folder = str(Path(sys.prefix, 'peers'))
+        title = f'{", ".join(peers)}, for tests, into {folder}'
+        steps.append(Step(title, ('--no-deps', '--upgrade', '--target', folder, *peers)))
     if found.source != ROOT.as_uri():
         steps.append(Step('swinv2_mm, editable', ('--no-deps', '--no-build-isolation', '-e', str(ROOT))))
     return steps
@@ -586,7 +586,7 @@ def verify(pins: Mapping[str, list[str]], stack: str, names: list[str], log: Pat
     if found.ops:
         raise InstallError(f'mmcv.ops still does not work: {found.ops}: use a fresh environment; see {log}')
     lacking = [(name, found.installed) for name in missing(pins, stack, found.installed)]
-    lacking += [(split_requirement(line)[0], found.oracles) for line in missing_oracles(pins, found)]
+    lacking += [(split_requirement(line)[0], found.peers) for line in missing_peers(pins, found)]
     if lacking:
         versions = ', '.join(f'{name} {versions.get(name, "(none)")}' for name, versions in lacking)
         raise InstallError(f'pip left {versions} in {sys.prefix}: use a fresh environment; see {log}')
