@@ -15,17 +15,43 @@ import torch
 from torch import Tensor
 
 from .. import compat
-from ..position_bias import fold_reversed_bias, reversed_window_bias, table_centre
+from ..position_bias import table_centre
+from ..shortcuts import is_recorded, is_transforming, may_use_functions
 from ..windows import WindowGroup
+from .common import NO_DROPOUT, fold_reversed_bias, reversed_window_bias
 
 TILE = 2**21  # attention weights in a tile
 WEIGHTS = 2**19  # attention weights that backward has at once, 2 MiB in float32
 EPS = 1e-12  # of the norms, as in `torch.nn.functional.normalize`
 
 
-def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup]) -> Tensor:
-    """As `reference.attention`, once differentiable; computes in float32 or wider, whatever the dtype of ``qkv``."""
+def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], dropout: float = 0.0) -> Tensor:
+    """As `reference.attention` without dropout, once differentiable; in float32 or wider, whatever ``qkv`` is in."""
     return window_attention(qkv.contiguous(), scale, table, [size for group in groups for size in group])
+
+
+def unable(qkv: Tensor, dropout: float) -> str | None:
+    """Why this path can't serve a call, or None."""
+    if dropout > 0:
+        return NO_DROPOUT
+    if is_transforming():
+        return 'has no derivatives of torch.func and of forward mode: unset it'
+    if qkv.device.type != 'cpu':
+        return f'is for CPU, and the tensors are on {qkv.device}: unset it, or set it to sdpa'
+    return None
+
+
+def is_worthwhile(needs_grad: bool) -> bool:
+    """Whether to take this path where it can serve.
+
+    An exported graph should hold PyTorch's own operators alone. Without gradients a compiler does more with those than
+    around an opaque one. What counts operators has to see one.
+    """
+    if not may_use_functions():
+        return False
+    if compat.is_compiling():
+        return needs_grad and compat.HAS_CUSTOM_OP
+    return compat.HAS_CUSTOM_OP or not is_recorded()
 
 
 @compat.custom_op('swinv2_mm::window_attention', '(Tensor qkv, Tensor scale, Tensor table, int[] groups) -> Tensor')
