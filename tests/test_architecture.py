@@ -77,23 +77,28 @@ def is_empty_package(path):
 
 
 def test_maps_have_the_shapes_that_the_page_says():
-    rows = re.findall(r'^\| (.+?) \| \((B, [\d, ]+)\) \|', section('The life of an image'), re.MULTILINE)
-    said = [(step.strip('`'), tuple(map(int, shape.replace('B', '1').split(', ')))) for step, shape in rows]
-    arch = dict(embed_dims=96, depths=(1, 1, 1, 1), num_heads=(3, 6, 12, 24))  # of SwinV2-T, but its depths
+    life = section('The life of an image')
+    assert 'An image (B, 3, 800, 1333)' in life
+    rows = re.findall(r'^\| (\d) \| `(\w+)` \| \(B, ([\d, ]+)\) \| \(B, ([\d, ]+)\) \|', life, re.MULTILINE)
+    assert [int(stage) for stage, *_ in rows] == [0, 1, 2, 3]
+    arch = dict(embed_dims=96, depths=(1, 1, 1, 1), num_heads=(3, 6, 12, 24))  # SwinV2-T with fewer blocks
     backbone = SwinTransformerV2(arch, window_size=16).eval()
-    seen = [('image', (1, 3, 800, 1333))]
-
-    def watch(module, name):
-        module.register_forward_hook(lambda module, args, out: seen.append((name, tuple(out.shape))))
-
-    watch(backbone.patch_embed, 'PatchEmbed')
-    for i, stage in enumerate(backbone.layers):
-        watch(stage, f'stage {i}')
-        if i < 3:
-            watch(stage.downsample, 'PatchMerging')
+    entrances = [backbone.patch_embed, *(stage.downsample for stage in backbone.layers)]
+    seen = []
+    for module in (layer for pair in zip(entrances, backbone.layers) for layer in pair):
+        module.register_forward_hook(lambda module, args, out: seen.append((type(module).__name__, tuple(out.shape))))
     with torch.no_grad():
-        maps = backbone(torch.rand(seen[0][1]))
-    assert [*seen, *((f'map {i}', tuple(x.shape)) for i, x in enumerate(maps))] == said
+        maps = backbone(torch.rand(1, 3, 800, 1333))
+    shapes = [tuple((1, *map(int, shape.split(', '))) for shape in row[2:]) for row in rows]
+    assert seen == [pair for row, (inside, _) in zip(rows, shapes) for pair in ((row[1], inside), ('Stage', inside))]
+    assert [tuple(x.shape) for x in maps] == [returned for _, returned in shapes]
+
+
+def test_the_two_lines_of_a_block_are_those_of_the_code():
+    lines = re.search(r'```python\n(.*?)```', section('The life of an image'), re.DOTALL)[1].splitlines()
+    code = [line.strip() for line in (PACKAGE / 'blocks.py').read_text().splitlines()]
+    assert len(lines) == 2
+    assert code[code.index(lines[0]) + 1] == lines[1]
 
 
 def test_names_on_the_page_exist():
