@@ -13,23 +13,11 @@ those of HTC++ in its predecessor (arXiv 2103.14030); the paper's own may differ
 - All parts learn at the same rate, and drop path is 0.2, as in the recipes of smaller models.
 """
 
-_base_ = 'mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py'
+_base_ = ['mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py', '_base_/swinv2_large_patch4_window12_192_22k.py']
 
 custom_imports = dict(imports=['swinv2_mm'])
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='SwinTransformerV2',
-        arch='large',
-        window_size=32,
-        with_cp=True,
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
-            'swinv2_large_patch4_window12_192_22k.pth',
-        ),
-    ),
+    backbone=dict(_base_.pop('backbone'), _delete_=True, window_size=32, with_cp=True, drop_path_rate=0.2),
     neck=dict(in_channels=[192, 384, 768, 1536]),
     test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms', iou_threshold=0.5))),
 )
