@@ -1,14 +1,15 @@
 """HTC++ with SwinV2-L, window 32, on COCO for 72 epochs, in bfloat16: the system-level recipe.
 
 HTC with Soft-NMS, trained at shorter sides of 400 to 1400 from ImageNet-22K weights. Window 32 and images of up to 1536
-pixels are those of the paper (arXiv 2111.09883). Learning rate, weight decay, batch, 72 epochs and their steps are
-those of HTC++ in its predecessor (arXiv 2103.14030); the paper's own may differ. Knowingly not as in the papers:
+pixels are the paper's (arXiv 2111.09883). Learning rate, weight decay, batch size, 72 epochs and their steps are those
+of HTC++ in the Swin V1 paper (arXiv 2103.14030); those of the V2 paper may differ. Deliberate differences from the
+papers:
 
 - No semantic branch, so that no `stuffthingmaps` are needed.
 - No InstaBoost, which needs a package of its own.
 - No extra global attention after the backbone or the pyramid.
-- In training the longer side is at most 1536, where the predecessor has 1600; no image is cropped or padded to that.
-- In testing the shorter side is 1100, the longer at most 1536, and the scale is one. `tools/test.py --window-size 48`
+- In training the longer side is at most 1536, where Swin V1 has 1600. Images are not cropped or padded to that.
+- In testing the shorter side is 1100, the longer at most 1536, and there is one scale. `tools/test.py --window-size 48`
   tests with the paper's larger window.
 - All parts learn at the same rate, and drop path is 0.2, as in the recipes of smaller models.
 """

@@ -1,4 +1,4 @@
-"""Mask2Former with SwinV2-T, window 16, on instances of COCO for 50 epochs."""
+"""Mask2Former with SwinV2-T, window 16, on COCO instance segmentation for 50 epochs."""
 
 _base_ = [
     'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
@@ -15,7 +15,7 @@ optim_wrapper = dict(
     constructor='SwinV2OptimWrapperConstructor',
     paramwise_cfg=dict(_base_.pop('paramwise_cfg'), _delete_=True),
 )
-# The host's recipe goes without the panoptic maps but still names their folder, which need not be there.
+# The host's recipe does not use the panoptic maps but still names their folder, which would then have to exist.
 train_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='train2017/')))
 val_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='val2017/')))
 test_dataloader = val_dataloader

@@ -1,7 +1,7 @@
 """UPerNet with SwinV2-T, window 16, on ADE20K, crops of 512 pixels, 160k iterations.
 
-From the paper (arXiv 2111.09883, appendix): learning rate 4e-5, layer decay 0.95, drop path 0.3, batch 16. All else, as
-weight decay 0.01, warm-up and augmentation, is mmseg's recipe for Swin.
+From the paper (arXiv 2111.09883, appendix): learning rate 4e-5, layer decay 0.95, drop path 0.3, batch 16. Everything
+else, such as weight decay 0.01, warm-up and augmentation, is from mmseg's recipe for Swin.
 """
 
 _base_ = [

@@ -1,6 +1,6 @@
 """Mask2Former with SwinV2-T, window 16, on ADE20K, crops of 512 pixels, 160k iterations.
 
-mmseg's recipe, in which the backbone learns at a tenth of the rate, with the paper's layer decay of 0.95 on top.
+This is mmseg's recipe, in which the backbone learns at a tenth of the rate, with the paper's layer decay of 0.95.
 """
 
 _base_ = [

@@ -1,4 +1,4 @@
-"""DINO of 4 scales with SwinV2-L, window 24, from ImageNet-22K and 1K, on COCO for 12 epochs, in bfloat16."""
+"""DINO with 4 scales with SwinV2-L, window 24, from ImageNet-22K and 1K, on COCO for 12 epochs, in bfloat16."""
 
 _base_ = [
     './dino-4scale_swinv2-t-w16_8xb2-12e_coco.py',

@@ -1,4 +1,4 @@
-"""DINO of 4 scales with SwinV2-T, window 16, on COCO for 12 epochs."""
+"""DINO with 4 scales with SwinV2-T, window 16, on COCO for 12 epochs."""
 
 _base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', '../_base_/swinv2_tiny_patch4_window16_256.py']
 

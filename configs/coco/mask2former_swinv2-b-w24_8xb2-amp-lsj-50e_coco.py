@@ -1,4 +1,4 @@
-"""Mask2Former with SwinV2-B, window 24, from ImageNet-22K and 1K, on instances of COCO for 50 epochs, in bfloat16."""
+"""Mask2Former with SwinV2-B, window 24, from ImageNet-22K and 1K, on COCO instances for 50 epochs, in bfloat16."""
 
 _base_ = ['../mask2former_swinv2.py', '../_base_/swinv2_base_patch4_window12to24_192to384_22kto1k_ft.py']
 
