@@ -36,10 +36,10 @@ class Stage(nn.Module):
 
     ``downsample`` is not part of `forward`, because the pyramid takes the map before it.
 
-    Windows do not depend on each other inside a block. So on CPU a block runs on parts of the map that stay in the
-    cache, each a few whole windows; on a GPU, and in a graph, there is one part. A block that has hooks or is wrapped
-    (by FSDP, for example) is called once with the whole map, and computes its position bias itself, because its
-    parameters may be sharded until then.
+    Windows do not depend on each other inside a block. So on CPU a block runs on one part of the map after another,
+    each of a few whole windows, which stay in the cache. On a GPU, and in a graph, there is one part. A block that has
+    hooks or is wrapped (by FSDP, for example) is called once with the whole map, and computes its position bias itself,
+    because its parameters may be sharded until then.
     """
 
     def __init__(self, blocks: list[Block], downsample: nn.Module, window_size: int, with_cp: bool):
@@ -57,10 +57,10 @@ class Stage(nn.Module):
             for shift in (0, self.window_size // 2)
         )
         for i, block in enumerate(self.blocks):
-            x = self._run(block, x, shifted if i % 2 else regular)
+            x = self._run_block(block, x, shifted if i % 2 else regular)
         return x
 
-    def _run(self, block, x, windows):
+    def _run_block(self, block, x, windows):
         """A block on a map (B, H, W, C)."""
         scales = draw(block.drop_path, x), draw(block.drop_path, x)  # for all parts
         run = partial(checkpoint, block, use_reentrant=False) if self.with_cp and self.training else block
@@ -146,54 +146,49 @@ class SwinTransformerV2(BaseModule):
         super().__init__(init_cfg)
         self.arch = arch = parse_arch(arch)
         num_stages = len(arch.depths)
-        windows = _per_stage('window_size', window_size, num_stages)
-        if position_bias not in list(POSITION_BIASES):
-            raise ValueError(f'position_bias must be one of {", ".join(POSITION_BIASES)}, got {position_bias!r}')
-        if position_bias == 'parameterized' and pretrained_window_sizes is not None:
-            raise ValueError(
-                "pretrained_window_sizes is for a continuous position bias, and position_bias='parameterized' is a "
-                f'table of window_size: leave it out, got {pretrained_window_sizes!r}'
-            )
-        self.position_bias = position_bias
-        self.pretrained_windows_given = pretrained_window_sizes is not None
-        if self.pretrained_windows_given:
-            pretrained_windows = _per_stage('pretrained_window_sizes', pretrained_window_sizes, num_stages)
-        else:
-            pretrained_windows = windows
-        self.out_indices = _check_out_indices(out_indices, num_stages)
-        built = self.out_indices[-1] + 1  # stages; others would get no gradient
+        _check_position_bias(position_bias, pretrained_window_sizes)
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(f'frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be at least 0 and less than 1, got {drop_path_rate!r}')
+        windows = pretrained_windows = _per_stage('window_size', window_size, num_stages)
+        self.pretrained_windows_given = pretrained_window_sizes is not None
+        if self.pretrained_windows_given:
+            pretrained_windows = _per_stage('pretrained_window_sizes', pretrained_window_sizes, num_stages)
+        self.position_bias = position_bias
+        self.out_indices = _check_out_indices(out_indices, num_stages)
         self.frozen_stages = frozen_stages
+        num_built = self.out_indices[-1] + 1  # later stages would get no gradient
 
         self.patch_embed = PatchEmbed(in_channels, arch.embed_dims, patch_size)
+        build_block = partial(
+            Block,
+            qkv_bias=qkv_bias,
+            mlp_ratio=mlp_ratio,
+            drop=drop_rate,
+            attn_drop=attn_drop_rate,
+            position_bias=position_bias,
+        )
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(arch.depths), device='cpu').tolist())
         self.layers = nn.ModuleList()
-        for i, (depth, num_heads) in enumerate(zip(arch.depths[:built], arch.num_heads)):
+        for i in range(num_built):
             embed_dims = arch.embed_dims * 2**i
             blocks = [
-                Block(
+                build_block(
                     embed_dims=embed_dims,
-                    num_heads=num_heads,
+                    num_heads=arch.num_heads[i],
                     pretrained_window=pretrained_windows[i],
-                    qkv_bias=qkv_bias,
-                    mlp_ratio=mlp_ratio,
-                    drop=drop_rate,
-                    attn_drop=attn_drop_rate,
                     drop_path=next(drop_paths),
                     extra_norm=has_extra_norm(arch, j),
-                    position_bias=position_bias,
                 )
-                for j in range(depth)
+                for j in range(arch.depths[i])
             ]
-            downsample = PatchMerging(embed_dims) if i + 1 < built else nn.Identity()
+            downsample = PatchMerging(embed_dims) if i + 1 < num_built else nn.Identity()
             self.layers.append(Stage(blocks, downsample, windows[i], with_cp))
             if i in self.out_indices:
                 self.add_module(f'norm{i}', LayerNorm(embed_dims))
         # In the state dict, so that a fine-tuned checkpoint says which windows its position MLPs were trained with.
-        self.register_buffer('pretrained_windows', torch.tensor(pretrained_windows[:built]))
+        self.register_buffer('pretrained_windows', torch.tensor(pretrained_windows[:num_built]))
         self._init_from_scratch()
         self._freeze()
 
@@ -367,6 +362,16 @@ def _per_stage(name, sizes, num_stages):
     if not all(isinstance(size, Integral) and 1 <= size <= MAX_WINDOW for size in per_stage):
         raise ValueError(f'{name} must be ints of at least 1 token and at most {MAX_WINDOW}, got {sizes!r}')
     return tuple(int(size) for size in per_stage)
+
+
+def _check_position_bias(kind, pretrained_window_sizes):
+    if kind not in list(POSITION_BIASES):
+        raise ValueError(f'position_bias must be one of {", ".join(POSITION_BIASES)}, got {kind!r}')
+    if pretrained_window_sizes is not None and not POSITION_BIASES[kind].has_pretrained_window:
+        raise ValueError(
+            f'pretrained_window_sizes is for a continuous position bias, and position_bias={kind!r} is a table of '
+            f'window_size: leave it out, got {pretrained_window_sizes!r}'
+        )
 
 
 def _check_out_indices(out_indices, num_stages):

@@ -49,10 +49,10 @@ class Windows(NamedTuple):
         return max(group.height for group in self.groups), max(group.width for group in self.groups)
 
     def split(self, max_tokens: int, multiple: int = 1) -> list[Windows]:
-        """Parts of whole windows with at most ``max_tokens`` tokens each, or one window where that is larger.
+        """Split into parts of whole windows, each of at most ``max_tokens`` tokens or one larger window.
 
-        A part that ends inside a group has a multiple of ``multiple`` tokens of it, if so many fit. One that has such a
-        multiple takes another group only with all that follows. Without any token there is one part.
+        A part that ends inside a group takes a multiple of ``multiple`` tokens of it, if so many fit. A part that has
+        such a multiple takes another group only if it takes everything that is left. Without tokens there is one part.
         """
         parts, room, left = [], 0, len(self.order)
         for height, width, count in self.groups:
@@ -168,7 +168,7 @@ def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows in the order of each part. The gradient goes back row for row, where `index_select` would add to zeros."""
+    """Rows in the order of each part. Its backward copies rows, where that of `index_select` adds to zeros."""
 
     @staticmethod
     def forward(ctx, rows, orders):
