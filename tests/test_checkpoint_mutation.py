@@ -115,9 +115,15 @@ def their_names(fmt, ours):
     return [name]
 
 
-def norm_names(fmt, ours):
-    """Names of an output norm: those that detectors keep, and that of the norm before a classifier."""
-    return [ours, re.sub('^norm1', FORMATS[fmt].norm or 'norm', ours)] if re.match(r'norm\d', ours) else []
+def norm_names(fmt, ours, last=1):
+    """Names of an output norm: those that detectors keep, and that of the norm before a classifier, the last one."""
+    return [ours, re.sub(f'^norm{last}', FORMATS[fmt].norm or 'norm', ours)] if re.match(r'norm\d', ours) else []
+
+
+def last_stage(fmt, prefix, theirs):
+    """The last stage of which a checkpoint has blocks: 0 of one that is shallower than the backbone."""
+    block = re.escape(prefix + FORMATS[fmt].block.format(i=1, odd=3, j='J')).replace('J', r'\d+')
+    return int(any(re.match(block, name) for name in theirs))
 
 
 def unfolded_order(channels):
@@ -256,11 +262,11 @@ def right_values(fmt, prefix, theirs, own):
 
     A name that is half or all ours is understood in every format.
     """
-    values, used = {}, set()
+    values, used, last = {}, set(), last_stage(fmt, prefix, theirs)
     for ours in own:
         whole = their_names(fmt, ours)
         official = their_name('timm' if '{k}' in FORMATS[fmt].merge else 'official', ours)
-        for names in (whole, [their_name(fmt, ours)], [official], *([name] for name in norm_names(fmt, ours))):
+        for names in (whole, [their_name(fmt, ours)], [official], *([name] for name in norm_names(fmt, ours, last))):
             tensors = [theirs.get(prefix + name) for name in names]
             if ours not in values and all(isinstance(tensor, torch.Tensor) for tensor in tensors):
                 values[ours] = to_ours(fmt if names == whole or fmt == 'mmpretrain' else None, ours, tensors)
