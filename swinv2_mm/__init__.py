@@ -15,7 +15,8 @@ if digit_version(mmengine.__version__) < digit_version('0.8.0'):
 from .backbone import SwinTransformerV2
 from .checkpoints import mmengine_reading
 from .checkpoints.files import CheckpointError
-from .checkpoints.loading import LoadReport, load_pretrained
+from .checkpoints.loading import load_pretrained
+from .checkpoints.report import LoadReport
 from .engine.amp import BFloat16OptimWrapper
 from .engine.optim import SwinV2OptimWrapperConstructor
 from .engine.runner import SwinV2Runner

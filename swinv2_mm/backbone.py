@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from numbers import Integral
 from operator import index
 
 import numpy as np
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import compat
-from .arch import has_extra_norm, parse_arch
+from .arch import has_extra_norm, parse_arch, per_stage
 from .blocks import Block, DropPath, LayerNorm, PatchEmbed, PatchMerging
 from .checkpoints.files import CheckpointError
 from .checkpoints.formats import COMPUTED, convert, identify
 from .checkpoints.loading import load_pretrained
-from .checkpoints.windows import MAX_WINDOW, windows_from_tables, windows_stated
+from .checkpoints.windows import windows_from_buffer, windows_from_tables
 from .messages import warn
 from .ops.linear import ONEDNN_ROWS
 from .other_names import refuse_other_names
@@ -151,10 +150,10 @@ class SwinTransformerV2(BaseModule):
             raise ValueError(f'frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be at least 0 and less than 1, got {drop_path_rate!r}')
-        windows = pretrained_windows = _per_stage('window_size', window_size, num_stages)
+        windows = pretrained_windows = per_stage('window_size', window_size, num_stages)
         self.pretrained_windows_given = pretrained_window_sizes is not None
         if self.pretrained_windows_given:
-            pretrained_windows = _per_stage('pretrained_window_sizes', pretrained_window_sizes, num_stages)
+            pretrained_windows = per_stage('pretrained_window_sizes', pretrained_window_sizes, num_stages)
         self.position_bias = position_bias
         self.out_indices = _check_out_indices(out_indices, num_stages)
         self.frozen_stages = frozen_stages
@@ -231,7 +230,7 @@ class SwinTransformerV2(BaseModule):
         """
         if isinstance(window_size, (Sequence, np.ndarray)):
             window_size = self.of_built_stages(window_size) or window_size
-        for stage, window in zip(self.layers, _per_stage('window_size', window_size, len(self.layers))):
+        for stage, window in zip(self.layers, per_stage('window_size', window_size, len(self.layers))):
             stage.window_size = window
             for block in stage.blocks:
                 block.attn.position_bias.set_window(window)
@@ -306,7 +305,7 @@ class SwinTransformerV2(BaseModule):
                 nn.init.zeros_(module.norm2.weight)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        tables = self._to_own_layout(state_dict, prefix)
+        tables = self._convert(state_dict, prefix)
         loaded = self._windows_in(state_dict.get(f'{prefix}pretrained_windows'), tables)
         own = self.pretrained_window_sizes
         if loaded is None and not self.pretrained_windows_given:
@@ -321,11 +320,11 @@ class SwinTransformerV2(BaseModule):
         state_dict[f'{prefix}pretrained_windows'] = torch.tensor(self.pretrained_window_sizes, device='cpu')
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _to_own_layout(self, state_dict, prefix):
-        """Put weights of another layout, as of a detector that was trained with another implementation, into ours.
+    def _convert(self, state_dict, prefix):
+        """Convert weights of another format in place, as of a detector that was trained with another implementation.
 
         Returns:
-            dict: the tables of coordinates in the file, by their names in the official layout.
+            dict: the tables of coordinates in the file, by our names.
         """
         theirs = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
         theirs = {name: value for name, value in theirs.items() if isinstance(value, Tensor)}
@@ -344,24 +343,14 @@ class SwinTransformerV2(BaseModule):
         state_dict.update({prefix + name: value for name, value in converted.weights.items()})
         return converted.tables
 
-    def _windows_in(self, stated, tables):
-        """The windows that a state dict says it was trained with, ours or an official one; None if it does not."""
-        if self.position_bias == 'parameterized':
-            return self.pretrained_window_sizes  # loading resizes the tables
-        if stated is not None:
-            return self.of_built_stages(windows_stated(stated).pretrained_window_sizes)
+    def _windows_in(self, buffer, tables):
+        """The pretrained windows in a state dict: those of the buffer, else of the tables; None if it has neither."""
+        if not POSITION_BIASES[self.position_bias].has_pretrained_window:
+            return self.pretrained_window_sizes  # loading resizes the weights
+        if buffer is not None:
+            return self.of_built_stages(windows_from_buffer(buffer).pretrained_window_sizes)
         found = (windows_from_tables(tables, number) for number in (len(self.arch.depths), len(self.layers)))
         return self.of_built_stages(next((w.pretrained_window_sizes for w in found if w.origin), ()))
-
-
-def _per_stage(name, sizes, num_stages):
-    """One positive int per stage from one for all or a sequence; anything else is an error that names the argument."""
-    per_stage = tuple(sizes) if isinstance(sizes, (Sequence, np.ndarray)) else (sizes,) * num_stages
-    if len(per_stage) != num_stages:
-        raise ValueError(f'{name} must be an int or {num_stages} ints, one per stage, got {sizes!r}')
-    if not all(isinstance(size, Integral) and 1 <= size <= MAX_WINDOW for size in per_stage):
-        raise ValueError(f'{name} must be ints of at least 1 token and at most {MAX_WINDOW}, got {sizes!r}')
-    return tuple(int(size) for size in per_stage)
 
 
 def _check_position_bias(kind, pretrained_window_sizes):

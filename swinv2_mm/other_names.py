@@ -1,6 +1,6 @@
-"""What the arguments of the backbone are called in other implementations of Swin Transformers.
+"""What other implementations of Swin Transformers call the arguments of the backbone.
 
-These are of the official repository, timm, transformers, torchvision, mmpretrain, mmdet's `SwinTransformer` (of V1) and
+They are the official repository, timm, transformers, torchvision, mmpretrain, mmdet's `SwinTransformer` (V1) and
 detectron2's configs.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from .arch import ARCHS
 
 ARCH = 'arch=dict(embed_dims=..., depths=..., num_heads=...)'
-ANY_SIZE = 'not needed, images may have any size'
-FIXED = 'not needed, there is one kind'
-NO_HEAD = 'not needed, there is no classifier'
+ANY_SIZE = 'not needed: images may have any size'
+FIXED = 'not needed: there is only one kind'
+NO_HEAD = 'not needed: there is no classifier'
 OUR_NAMES = {
     **dict.fromkeys(('embed_dim', 'embed_dims', 'depths', 'num_heads', 'num_layers'), ARCH),
     **dict.fromkeys(
@@ -45,19 +45,23 @@ OUR_NAMES = {
     ),
     **dict.fromkeys(('final_norm', 'initializer_range', 'stage_cfgs', 'downsample_layer', 'block'), FIXED),
     **dict.fromkeys(('num_classes', 'global_pool', 'with_cls_token', 'num_labels'), NO_HEAD),
-    'convert_weights': 'not needed, every published layout loads',
-    **dict.fromkeys(('device', 'dtype'), 'not needed, the backbone has the method to()'),
-    'norm_eval': 'not needed, there is no batch norm',
+    'convert_weights': 'not needed: every published format loads',
+    **dict.fromkeys(('device', 'dtype'), 'not needed: use the method to()'),
+    'norm_eval': 'not needed: there is no batch norm',
 }
 ARCH_NAME = re.compile(r'(?:swin)?[-_]?(?:transformer)?[-_]?(?:v2)?[-_]?([a-z]+)', re.IGNORECASE)
 
 
 def refuse_other_names(arch: object, others: Iterable[str]) -> None:
-    """Say in one line what unknown arguments and a short name of an arch are called here.
+    """Raise an error of one line that says what unknown arguments and other names of an arch are called here.
+
+    Args:
+        arch (object): the argument ``arch``, which may be a name such as ``swin_t``.
+        others (Iterable[str]): names of unknown arguments.
 
     Raises:
         TypeError: there are unknown arguments.
-        ValueError: just the arch has another name.
+        ValueError: only the arch has another name.
     """
     told = [f'{name} is {OUR_NAMES[name]}' for name in others if name in OUR_NAMES]
     told += [f'{name} is unknown' for name in others if name not in OUR_NAMES]
@@ -67,4 +71,4 @@ def refuse_other_names(arch: object, others: Iterable[str]) -> None:
         told.append(f'arch={arch!r} is arch={full!r}')
     if told:
         kind = TypeError if others else ValueError
-        raise kind(f'SwinTransformerV2 calls its arguments otherwise: {"; ".join(told)}')
+        raise kind(f'SwinTransformerV2 has other names for its arguments: {"; ".join(told)}')

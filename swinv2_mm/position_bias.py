@@ -1,7 +1,10 @@
 """Position bias of window attention: continuous or parameterized (arXiv 2111.09883, section 3.3)."""
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +103,32 @@ class PositionBias(nn.Module, ABC):
     def set_window(self, window: int):
         """Prepare for windows of another size in tokens."""
 
+    # What a checkpoint's weights say, before there is a module to load them into.
+
+    @classmethod
+    def window_of(cls, weights: Mapping[str, Tensor]) -> int | None:
+        """The window size in tokens that the shapes of weights show.
+
+        Args:
+            weights (Mapping): tensors by their names in this module.
+
+        Returns:
+            int: None if no weight shows it, because none depends on it or the one that does is missing.
+
+        Raises:
+            ValueError: a shape is of no window.
+        """
+        return None
+
+    @classmethod
+    def resize_weight(cls, weight: Tensor, own: Tensor) -> Tensor:
+        """A weight of another window, resized to the shape of the module's own; itself if no weight depends on it.
+
+        Raises:
+            ValueError: a shape is of no window.
+        """
+        return weight
+
 
 class ContinuousPositionBias(PositionBias, nn.Sequential):
     """A small MLP from log-spaced offsets to one bias per head.
@@ -190,6 +219,14 @@ class ParameterizedPositionBias(PositionBias):
     def set_window(self, window: int):
         self.weight.data = resize_table(self.weight.data, window)
         self.weight.grad = None
+
+    @classmethod
+    def window_of(cls, weights: Mapping[str, Tensor]) -> int | None:
+        return table_window(weights['weight']) if 'weight' in weights else None
+
+    @classmethod
+    def resize_weight(cls, weight: Tensor, own: Tensor) -> Tensor:
+        return resize_table(weight, table_window(own))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         name = f'{prefix}weight'

@@ -12,22 +12,45 @@ NUMBERS = itertools.count()  # of files that are being written
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to, with the same ending, whose file becomes that of ``path`` when all is written.
+def whole(path: Path, partial: str | None = None, make_folder: bool = True, sync: bool = False) -> Iterator[Path]:
+    """Give a path to write to, whose file becomes that of ``path`` when all is written.
+
+    Args:
+        path (Path): the file to write. An existing one is replaced.
+        partial (str, optional): name of the file while it is written. What a killed process leaves under it is replaced
+            by the next one. By default each has a name of its own, with the ending of ``path``.
+        make_folder (bool): whether to make the folder of the file.
+        sync (bool): whether to wait until it is on the disk, so that it outlives a power failure.
 
     Raises:
         OSError: it can't be written, as on a full disk; its ``filename`` is ``path``.
     """
-    partial = path.with_name(f'.{os.getpid()}.{next(NUMBERS)}.partial{path.suffix[:8]}')  # short, whatever the name
+    # A default name is short, whatever the name of the file, and hidden.
+    temporary = path.with_name(partial or f'.{os.getpid()}.{next(NUMBERS)}.partial{path.suffix[:8]}')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if sync:
+            _sync(temporary)
+        os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         with contextlib.suppress(OSError):
-            partial.unlink()
+            temporary.unlink()
+    if sync:
+        with contextlib.suppress(OSError):  # not all file systems do that for a folder
+            _sync(path.parent)
+
+
+def _sync(path):
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_file(path: Path, flag: str) -> None:

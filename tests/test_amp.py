@@ -93,7 +93,7 @@ def test_a_model_that_extracts_no_features_is_refused(build_small):
         model(torch.randn(1, 3, 32, 32))
     assert 'extract_feat' not in vars(model.detector)
     for context in (feature_extractors, lambda backbone: wrapper.optim_context(backbone).__enter__()):
-        with pytest.raises(ValueError, match=r'^SwinTransformerV2 has no extract_feat, which is all that runs'):
+        with pytest.raises(ValueError, match=r'^SwinTransformerV2 has no extract_feat, and only that runs'):
             context(model.detector.backbone)
 
 

@@ -114,7 +114,7 @@ def test_the_report_counts_every_tensor_of_the_file_and_shows_the_windows(build_
     lines = [' '.join(line.split()) for line in str(report).splitlines()]
     assert lines[0] == f'Loaded {file} (format: official, found at model)'
     assert lines[2] == 'window 8 -> 5 8 -> 5 8 -> 5 4 -> 5'
-    assert lines[3] == 'normaliser 6 -> 6 6 -> 6 6 -> 6 3 -> 3 relative_coords_table in the file'
+    assert lines[3] == 'pretrained window 6 -> 6 6 -> 6 6 -> 6 3 -> 3 relative_coords_table in the file'
     assert lines[4] == f'loaded {len(report.loaded)} tensors'
     assert '24 computed anew' in str(report) and '2 classifier (head.weight, ...)' in str(report)
 

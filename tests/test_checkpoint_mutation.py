@@ -1,6 +1,6 @@
-"""Damaged checkpoints of every layout: they load whole and right, or not at all, with a clear line.
+"""Damaged checkpoints of every format: they load whole and right, or not at all, with a clear line.
 
-What is right is computed here from templates of names, one per layout, that share nothing with the package.
+What is right is computed here from templates of names, one per format, that share nothing with the package.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
+from swinv2_mm.checkpoints import formats
 
 ARCH = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
 WINDOW = 4
@@ -29,8 +30,8 @@ PRETRAINED = (6, 3)  # windows that the tables and the buffer of the sources say
 GIVEN = (7, 5)  # windows that the argument says
 
 
-class Layout(NamedTuple):
-    """Names of a layout: a template per module, and the parts of a block that it calls otherwise than we do."""
+class Format(NamedTuple):
+    """Names of a format: a template per module, and the parts of a block that it calls otherwise than we do."""
 
     patch_embed: str = 'patch_embed.proj'
     patch_norm: str = 'patch_embed.norm'
@@ -42,12 +43,12 @@ class Layout(NamedTuple):
 
 
 HF = 'attention.self.'
-LAYOUTS = {
-    'swinv2_mm': Layout(norm=None, tables=False),
-    'official': Layout(),
-    'timm': Layout(merge='layers.{k}.downsample.', tables=False),
-    'timm features_only': Layout(block='layers_{i}.blocks.{j}.', merge='layers_{k}.downsample.', tables=False),
-    'transformers': Layout(
+FORMATS = {
+    'swinv2_mm': Format(norm=None, tables=False),
+    'official': Format(),
+    'timm': Format(merge='layers.{k}.downsample.', tables=False),
+    'timm features_only': Format(block='layers_{i}.blocks.{j}.', merge='layers_{k}.downsample.', tables=False),
+    'transformers': Format(
         'embeddings.patch_embeddings.projection',
         'embeddings.norm',
         'encoder.layers.{i}.blocks.{j}.',
@@ -66,14 +67,14 @@ LAYOUTS = {
         ),
         False,
     ),
-    'torchvision': Layout(
+    'torchvision': Format(
         'features.0.0',
         'features.0.2',
         'features.{odd}.{j}.',
         'features.{even}.',
         parts=(('mlp.fc1', 'mlp.0'), ('mlp.fc2', 'mlp.3')),
     ),
-    'mmpretrain': Layout(
+    'mmpretrain': Format(
         'patch_embed.projection',
         block='stages.{i}.blocks.{j}.',
         merge='stages.{k}.downsample.',
@@ -81,12 +82,12 @@ LAYOUTS = {
         parts=(('attn', 'attn.w_msa'), ('mlp.fc1', 'ffn.layers.0.0'), ('mlp.fc2', 'ffn.layers.1')),
     ),
 }
-ALIASES = {'SimMIM': 'official'}  # the format in the report, the layout that it is in
+ALIASES = {'SimMIM': 'official'}  # the format in the report, the format that it is in
 
 
-def their_name(layout, ours):
-    """Name of a tensor of the backbone in a layout, before tensors are split and joined."""
-    names = LAYOUTS[layout]
+def their_name(fmt, ours):
+    """Name of a tensor of the backbone in a format, before tensors are split and joined."""
+    names = FORMATS[fmt]
     if match := re.fullmatch(r'patch_embed\.(proj|norm)(\.\w+)', ours):
         return (names.patch_embed if match[1] == 'proj' else names.patch_norm) + match[2]
     if ours.startswith('norm'):
@@ -103,20 +104,20 @@ def their_name(layout, ours):
     return names.block.format(**numbers) + leaf
 
 
-def their_names(layout, ours):
-    """Names of all tensors of a layout that make one of the backbone."""
-    name = their_name(layout, ours)
-    if layout == 'transformers' and name.endswith('.attn.qkv.weight'):
+def their_names(fmt, ours):
+    """Names of all tensors of a format that make one of the backbone."""
+    name = their_name(fmt, ours)
+    if fmt == 'transformers' and name.endswith('.attn.qkv.weight'):
         stem = name[: -len('attn.qkv.weight')]
         return [f'{stem}{HF}{part}.weight' for part in ('query', 'key', 'value')]
-    if layout == 'torchvision' and name.endswith(('.attn.q_bias', '.attn.v_bias')):
+    if fmt == 'torchvision' and name.endswith(('.attn.q_bias', '.attn.v_bias')):
         return [name[: -len('q_bias')] + 'qkv.bias']
     return [name]
 
 
-def norm_names(layout, ours):
+def norm_names(fmt, ours):
     """Names of an output norm: those that detectors keep, and that of the norm before a classifier."""
-    return [ours, re.sub('^norm1', LAYOUTS[layout].norm or 'norm', ours)] if re.match(r'norm\d', ours) else []
+    return [ours, re.sub('^norm1', FORMATS[fmt].norm or 'norm', ours)] if re.match(r'norm\d', ours) else []
 
 
 def unfolded_order(channels):
@@ -125,15 +126,15 @@ def unfolded_order(channels):
     return [4 * c + 2 * row + column for column in range(2) for row in range(2) for c in range(channels)]
 
 
-def to_theirs(layout, state_dict):
-    """A state dict of a backbone in a layout."""
+def to_theirs(fmt, state_dict):
+    """A state dict of a backbone in a format."""
     theirs = {}
     for ours, value in state_dict.items():
-        names = their_names(layout, ours)
-        if layout == 'torchvision' and ours.endswith('q_bias'):
+        names = their_names(fmt, ours)
+        if fmt == 'torchvision' and ours.endswith('q_bias'):
             unused = torch.rand_like(value)  # of the keys
             theirs[names[0]] = torch.cat((value, unused, state_dict[ours.replace('q_bias', 'v_bias')]))
-        elif layout == 'mmpretrain' and ours.endswith('reduction.weight'):
+        elif fmt == 'mmpretrain' and ours.endswith('reduction.weight'):
             theirs[names[0]] = torch.empty_like(value)
             theirs[names[0]][:, unfolded_order(value.shape[1] // 4)] = value
         elif names[0] not in theirs:
@@ -141,15 +142,15 @@ def to_theirs(layout, state_dict):
     return theirs
 
 
-def to_ours(layout, ours, values):
-    """The tensor of the backbone that tensors of a layout make, float32."""
+def to_ours(fmt, ours, values):
+    """The tensor of the backbone that tensors of a format make, float32."""
     if not all(value.is_floating_point() for value in values):
         return None
     values = [value.detach().to(torch.float32) for value in values]
-    if layout == 'torchvision' and ours.endswith(('q_bias', 'v_bias')):
+    if fmt == 'torchvision' and ours.endswith(('q_bias', 'v_bias')):
         size = len(values[0]) // 3
         return values[0][:size] if ours.endswith('q_bias') else values[0][-size:]
-    if layout == 'mmpretrain' and ours.endswith('reduction.weight'):
+    if fmt == 'mmpretrain' and ours.endswith('reduction.weight'):
         return values[0][:, unfolded_order(values[0].shape[1] // 4)]
     return torch.cat(values) if len(values) > 1 else values[0]
 
@@ -193,42 +194,42 @@ OTHERS = (
 )
 
 
-def checkpoint(layout, prefix='', **changes):
-    """A valid checkpoint of a layout, with what training code keeps beside the weights of the backbone."""
+def checkpoint(fmt, prefix='', **changes):
+    """A valid checkpoint of a format, with what training code keeps beside the weights of the backbone."""
     state_dict = dict(source(**changes))
     windows = state_dict.pop('pretrained_windows')
     last = len(windows) - 1
-    theirs = to_theirs(layout, state_dict)
-    if norm := LAYOUTS[layout].norm:
+    theirs = to_theirs(fmt, state_dict)
+    if norm := FORMATS[fmt].norm:
         theirs = {re.sub(f'^norm{last}', norm, name): value for name, value in theirs.items()}
         theirs = {name: value for name, value in theirs.items() if not re.match(r'norm\d', name)}
-    if layout == 'swinv2_mm':
+    if fmt == 'swinv2_mm':
         theirs['pretrained_windows'] = windows
-    if LAYOUTS[layout].tables:
+    if FORMATS[fmt].tables:
         for name in state_dict:
             if name.endswith('logit_scale'):
-                stem = their_name(layout, name)[: -len('logit_scale')]
+                stem = their_name(fmt, name)[: -len('logit_scale')]
                 table = coordinates(WINDOW, windows[int(name.split('.')[1])].item())
                 theirs[f'{stem}relative_coords_table'] = table
                 theirs[f'{stem}relative_position_index'] = torch.zeros(WINDOW**2, WINDOW**2, dtype=torch.int64)
-    if layout == 'official':
+    if fmt == 'official':
         theirs['layers.0.blocks.1.attn_mask'] = torch.zeros(4, WINDOW**2, WINDOW**2)
     theirs = {prefix + name: value.clone() for name, value in theirs.items()}
-    head = 'classifier' if layout == 'transformers' else 'head'
+    head = 'classifier' if fmt == 'transformers' else 'head'
     return {**theirs, f'{head}.weight': torch.ones(3, 16), f'{head}.bias': torch.ones(3)}
 
 
-def right_windows(layout, prefix, theirs, num_stages):
+def right_windows(fmt, prefix, theirs, num_stages):
     """The pretrained windows that a checkpoint says; None if nothing or nothing consistent does."""
     stated = theirs.get(f'{prefix}pretrained_windows')
-    if layout == 'swinv2_mm' and isinstance(stated, torch.Tensor):
+    if fmt == 'swinv2_mm' and isinstance(stated, torch.Tensor):
         if stated.is_meta or stated.dtype == torch.bool or stated.is_complex() or stated.ndim != 1:
             return None
         stated = stated.double()  # float8 compares with nothing
         return tuple(stated.tolist()) if (stated >= 1).all() and (stated % 1 == 0).all() else None
     found = []
     for i in range(num_stages):
-        stem = re.escape(prefix + LAYOUTS[layout].block.format(i=i, odd=2 * i + 1, j='J')).replace('J', r'\d+')
+        stem = re.escape(prefix + FORMATS[fmt].block.format(i=i, odd=2 * i + 1, j='J')).replace('J', r'\d+')
         tables = [
             value
             for name, value in theirs.items()
@@ -250,19 +251,19 @@ def is_table(table, pretrained):
     return table.numel() == expected.numel() and torch.allclose(table.float().view_as(expected), expected, rtol=0.02)
 
 
-def right_values(layout, prefix, theirs, own):
+def right_values(fmt, prefix, theirs, own):
     """What every tensor of the backbone must be, of those the checkpoint has, and the names it comes from.
 
-    A name that is half or all ours is understood in every layout.
+    A name that is half or all ours is understood in every format.
     """
     values, used = {}, set()
     for ours in own:
-        whole = their_names(layout, ours)
-        official = their_name('timm' if '{k}' in LAYOUTS[layout].merge else 'official', ours)
-        for names in (whole, [their_name(layout, ours)], [official], *([name] for name in norm_names(layout, ours))):
+        whole = their_names(fmt, ours)
+        official = their_name('timm' if '{k}' in FORMATS[fmt].merge else 'official', ours)
+        for names in (whole, [their_name(fmt, ours)], [official], *([name] for name in norm_names(fmt, ours))):
             tensors = [theirs.get(prefix + name) for name in names]
             if ours not in values and all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-                values[ours] = to_ours(layout if names == whole or layout == 'mmpretrain' else None, ours, tensors)
+                values[ours] = to_ours(fmt if names == whole or fmt == 'mmpretrain' else None, ours, tensors)
                 used |= {prefix + name for name in names}
     return values, used
 
@@ -280,11 +281,11 @@ def check_load(backbone, source, theirs, prefix):
             assert torch.equal(value, before[name]), name
         return False
     after = backbone.state_dict()
-    layout = ALIASES.get(report.format, report.format)
-    anchor = their_name(layout, 'patch_embed.proj.weight')
+    fmt = ALIASES.get(report.format, report.format)
+    anchor = their_name(fmt, 'patch_embed.proj.weight')
     if prefix + anchor not in theirs:  # renamed
         prefix = next(name for name in theirs if name.endswith(anchor))[: -len(anchor)]
-    values, used = right_values(layout, prefix, theirs, set(after) - {'pretrained_windows'})
+    values, used = right_values(fmt, prefix, theirs, set(after) - {'pretrained_windows'})
     for name, value in after.items():
         if name in report.initial:
             assert report.initial[name] == 'output norm that the file does not have'
@@ -294,7 +295,7 @@ def check_load(backbone, source, theirs, prefix):
             assert torch.equal(value, before[name]), name
             assert name not in set(values)
         elif name != 'pretrained_windows':
-            assert name in set(values), f'{name} was loaded from a name that is not of the layout'
+            assert name in set(values), f'{name} was loaded from a name that is not of the format'
             assert values[name] is not None, f'{name} was loaded from numbers that are not floating-point'
             right = values[name]
             if right.shape != value.shape and name.endswith('relative_position_bias_table.weight'):
@@ -307,7 +308,7 @@ def check_load(backbone, source, theirs, prefix):
     if backbone.position_bias == 'parameterized' or backbone.pretrained_windows_given:
         right = windows_before
     else:
-        right = right_windows(layout, prefix, theirs, num_stages)[:num_stages]  # of the stages that are built
+        right = right_windows(fmt, prefix, theirs, num_stages)[:num_stages]  # of the stages that are built
     assert report.pretrained_window_sizes == backbone.pretrained_window_sizes == right
     assert after['pretrained_windows'].tolist() == list(right)
     assert {*report.loaded, *report.converted, *report.initial} == set(after) - {'pretrained_windows'}
@@ -325,18 +326,22 @@ def build(position_bias='log_cpb', given_windows=False, out_indices=(0, 1)):
     )
 
 
-def says_windows(layout):
-    """Whether a valid checkpoint of a layout says its pretrained windows."""
-    return layout == 'swinv2_mm' or LAYOUTS[layout].tables
+def says_windows(fmt):
+    """Whether a valid checkpoint of a format says its pretrained windows."""
+    return fmt == 'swinv2_mm' or FORMATS[fmt].tables
+
+
+def test_every_format_of_the_package_is_damaged_here():
+    assert {*FORMATS, *ALIASES} == {one.name for one in formats.FORMATS}
 
 
 @pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.encoder.'])
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_every_layout_loads_whole(layout, prefix):
-    theirs = checkpoint(layout, prefix)
-    backbone = build(given_windows=not says_windows(layout))
+@pytest.mark.parametrize('fmt', FORMATS)
+def test_every_format_loads_whole(fmt, prefix):
+    theirs = checkpoint(fmt, prefix)
+    backbone = build(given_windows=not says_windows(fmt))
     assert check_load(backbone, {'model': theirs}, theirs, prefix)
-    windows = PRETRAINED if says_windows(layout) else GIVEN
+    windows = PRETRAINED if says_windows(fmt) else GIVEN
     assert backbone.pretrained_window_sizes == windows
     ours = source()
     for name, value in backbone.state_dict().items():
@@ -353,18 +358,18 @@ def plain(theirs):
     ]
 
 
-def drop(draw, theirs, layout, prefix):
+def drop(draw, theirs, fmt, prefix):
     for name in draw(st.sets(st.sampled_from(sorted(theirs)), min_size=1, max_size=draw(st.sampled_from((1, 2, 40))))):
         del theirs[name]
 
 
-def drop_module(draw, theirs, layout, prefix):
+def drop_module(draw, theirs, fmt, prefix):
     stem = draw(st.sampled_from(sorted({name.rpartition('.')[0] for name in theirs})))
     for name in [name for name in theirs if name.startswith(stem)]:
         del theirs[name]
 
 
-def rename(draw, theirs, layout, prefix):
+def rename(draw, theirs, fmt, prefix):
     name = draw(st.sampled_from(sorted(theirs)))
     new = draw(
         st.sampled_from((f'{name}.x', f'{name}x', f'x.{name}', f'x{name}', name[1:], name[:-1], name.replace('.', '_')))
@@ -372,7 +377,7 @@ def rename(draw, theirs, layout, prefix):
     theirs[new] = theirs.pop(name)
 
 
-def swap(draw, theirs, layout, prefix):
+def swap(draw, theirs, fmt, prefix):
     names = sorted(theirs)
     first, second = (draw(st.sampled_from(names)) for _ in range(2))
     if draw(st.booleans()):  # whole modules
@@ -386,7 +391,7 @@ def swap(draw, theirs, layout, prefix):
     theirs.update(moved)
 
 
-def renumber(draw, theirs, layout, prefix):
+def renumber(draw, theirs, fmt, prefix):
     names = [name for name in sorted(theirs) if re.search(r'\d', name)]
     if not names:  # an earlier mutation dropped them
         return
@@ -401,7 +406,7 @@ def renumber(draw, theirs, layout, prefix):
             theirs[new_stem + other[len(old_stem) :]] = theirs.pop(other)
 
 
-def reshape(draw, theirs, layout, prefix):
+def reshape(draw, theirs, fmt, prefix):
     name = draw(st.sampled_from(plain(theirs)))
     value = theirs[name]
     dim = draw(st.integers(0, max(value.ndim - 1, 0)))
@@ -424,7 +429,7 @@ DTYPES = ['float16', 'bfloat16', 'float64', 'int64', 'int32', 'uint8', 'bool', '
 DTYPES += ['float8_e4m3fn'] * hasattr(torch, 'float8_e4m3fn')  # from PyTorch 2.1 on
 
 
-def cast(draw, theirs, layout, prefix):
+def cast(draw, theirs, fmt, prefix):
     dtype = getattr(torch, draw(st.sampled_from(DTYPES)))
     names = plain(theirs)
     for name in names if draw(st.booleans()) else [draw(st.sampled_from(names))]:
@@ -432,16 +437,16 @@ def cast(draw, theirs, layout, prefix):
             theirs[name] = theirs[name].to(dtype)
 
 
-def spoil(draw, theirs, layout, prefix):
+def spoil(draw, theirs, fmt, prefix):
     name = draw(st.sampled_from(plain(theirs)))
     value = theirs[name].double().flatten()
     value[draw(st.integers(0, value.numel() - 1))] = float(draw(st.sampled_from(('nan', 'inf', '-inf', '1e300'))))
     theirs[name] = value.view(theirs[name].shape).to(draw(st.sampled_from((torch.float64, torch.float32))))
 
 
-def other_arch(draw, theirs, layout, prefix):
+def other_arch(draw, theirs, fmt, prefix):
     changes = draw(st.sampled_from(OTHERS))
-    other = checkpoint(layout, prefix, **changes)
+    other = checkpoint(fmt, prefix, **changes)
     if draw(st.booleans()):
         theirs.clear()
         theirs.update(other)
@@ -471,14 +476,14 @@ ODD = (
 )
 
 
-def add(draw, theirs, layout, prefix):
+def add(draw, theirs, fmt, prefix):
     if draw(st.booleans()):
         names, value = [draw(st.sampled_from(ODD))], torch.rand(draw(st.sampled_from(((), (2,), (8,), (1, 7, 7, 2)))))
-    else:  # what a reader of another layout, or of the other names for one tensor, takes for one of the backbone
+    else:  # what a reader of another format, or of the other names for one tensor, takes for one of the backbone
         ours, value = draw(st.sampled_from([item for item in sorted(source().items()) if '.' in item[0]]))
-        other = draw(st.sampled_from((layout, *sorted(LAYOUTS))))
+        other = draw(st.sampled_from((fmt, *sorted(FORMATS))))
         names = draw(st.sampled_from([their_names(other, ours), [their_name(other, ours)], [ours]]))
-        names = draw(st.sampled_from([names, *([name] for name in norm_names(layout, ours))]))
+        names = draw(st.sampled_from([names, *([name] for name in norm_names(fmt, ours))]))
         value = value + 1
     values = value.chunk(len(names)) if len(names) > 1 else [value]
     place = draw(st.sampled_from(('', prefix, prefix, 'other.')))
@@ -488,17 +493,17 @@ def add(draw, theirs, layout, prefix):
     theirs.update(everything)
 
 
-def add_second(draw, theirs, layout, prefix):
-    other = draw(st.sampled_from(sorted(LAYOUTS)))
+def add_second(draw, theirs, fmt, prefix):
+    other = draw(st.sampled_from(sorted(FORMATS)))
     theirs.update({name: value + 1 for name, value in checkpoint(other, draw(st.sampled_from(('', 'ema.')))).items()})
 
 
-def replace(draw, theirs, layout, prefix):
+def replace(draw, theirs, fmt, prefix):
     name = draw(st.sampled_from(sorted(theirs)))
     theirs[name] = draw(st.sampled_from((None, 'text', [1.0], {}, 0.5, np.ones(2), {'w': torch.ones(2)})))
 
 
-def store(draw, theirs, layout, prefix):
+def store(draw, theirs, fmt, prefix):
     name = draw(st.sampled_from(plain(theirs)))
     value = theirs[name]
     kinds = {
@@ -511,7 +516,7 @@ def store(draw, theirs, layout, prefix):
     theirs[name] = kinds[draw(st.sampled_from(sorted(kinds)))]()
 
 
-def damage_windows(draw, theirs, layout, prefix):
+def damage_windows(draw, theirs, fmt, prefix):
     names = [name for name in plain(theirs) if name.endswith(('pretrained_windows', 'relative_coords_table'))]
     if not names:
         return None
@@ -553,15 +558,15 @@ def test_a_mutated_checkpoint_loads_whole_or_not_at_all():
     @given(st.data())
     def check(data):
         draw = data.draw
-        layout = draw(st.sampled_from((*sorted(LAYOUTS), 'swinv2_mm', 'swinv2_mm')))
+        fmt = draw(st.sampled_from((*sorted(FORMATS), 'swinv2_mm', 'swinv2_mm')))
         prefix = draw(st.sampled_from(('', '', 'backbone.', 'module.encoder.')))
         kind = draw(st.sampled_from(('log_cpb', 'log_cpb', 'linear_cpb', 'parameterized')))
-        kind = kind if layout == 'swinv2_mm' else 'log_cpb'
-        theirs = checkpoint(layout, prefix, position_bias=kind)
+        kind = kind if fmt == 'swinv2_mm' else 'log_cpb'
+        theirs = checkpoint(fmt, prefix, position_bias=kind)
         mutations = draw(st.lists(st.sampled_from(MUTATIONS), max_size=2))
         for mutate in mutations:
             if theirs:
-                mutate(draw, theirs, layout, prefix)
+                mutate(draw, theirs, fmt, prefix)
         given_windows = kind != 'parameterized' and draw(st.booleans())
         backbone = build(kind, given_windows, draw(st.sampled_from(((0, 1), (1,), (0,)))))
         wrapper = draw(st.sampled_from((None, 'model', 'state_dict', 'model_ema')))
@@ -570,7 +575,7 @@ def test_a_mutated_checkpoint_loads_whole_or_not_at_all():
         event(outcome)
         outcomes[outcome] += 1
         if not mutations:
-            assert loaded == (given_windows or kind == 'parameterized' or says_windows(layout))
+            assert loaded == (given_windows or kind == 'parameterized' or says_windows(fmt))
 
     check()
     assert outcomes['intact loaded'] >= 50
@@ -653,10 +658,10 @@ if hasattr(torch, 'float8_e5m2'):  # from PyTorch 2.1 on
 
 @pytest.mark.parametrize('damage', REFUSED)
 def test_a_damage_that_could_go_unseen_is_refused(damage):
-    layout, apply = REFUSED[damage]
-    theirs = checkpoint(layout)
+    fmt, apply = REFUSED[damage]
+    theirs = checkpoint(fmt)
     apply(theirs)
-    assert not check_load(build(given_windows=not says_windows(layout)), theirs, theirs, '')
+    assert not check_load(build(given_windows=not says_windows(fmt)), theirs, theirs, '')
 
 
 @pytest.mark.parametrize('stage', [0, 1])
@@ -673,10 +678,10 @@ def test_a_damaged_table_of_biases_is_refused(damage, stage):
 
 
 @pytest.mark.parametrize('prefix', ['', 'backbone.'])
-@pytest.mark.parametrize('layout', ['swinv2_mm', 'mmpretrain', 'official'])
+@pytest.mark.parametrize('fmt', ['swinv2_mm', 'mmpretrain', 'official'])
 @pytest.mark.parametrize('stage', [0, 1])
-def test_what_the_backbone_does_not_return_is_left_out_by_its_names_in_the_file(layout, prefix, stage):
-    theirs = checkpoint(layout, prefix)
+def test_what_the_backbone_does_not_return_is_left_out_by_its_names_in_the_file(fmt, prefix, stage):
+    theirs = checkpoint(fmt, prefix)
     assert check_load(build(out_indices=(stage,)), theirs, theirs, prefix)
 
 
@@ -695,8 +700,8 @@ def test_a_checkpoint_that_holds_itself_is_refused():
 FILES = ('x.pth', 'legacy.pth', 'x.safetensors')
 
 
-def write(layout, path):
-    theirs = checkpoint(layout)
+def write(fmt, path):
+    theirs = checkpoint(fmt)
     if path.suffix == '.safetensors':
         safetensors.torch.save_file(theirs, path)
     else:
@@ -714,16 +719,16 @@ def read_alone(path):
 def test_a_damaged_file_loads_whole_or_not_at_all(tmp_path):
     outcomes = Counter()
     contents = {}
-    for layout in ('swinv2_mm', 'official'):
+    for fmt in ('swinv2_mm', 'official'):
         for name in FILES:
-            contents[layout, name] = write(layout, tmp_path / name)
+            contents[fmt, name] = write(fmt, tmp_path / name)
 
     @settings(max_examples=300 * DRAWS)
     @given(st.data())
     def check(data):
         draw = data.draw
-        layout, name = draw(st.sampled_from(sorted(contents)))
-        content = bytearray(contents[layout, name])
+        fmt, name = draw(st.sampled_from(sorted(contents)))
+        content = bytearray(contents[fmt, name])
         damage = draw(st.sampled_from(('none', 'truncated', 'overwritten', 'overwritten', 'prepended', 'appended')))
         offset = draw(st.integers(0, 3000) | st.integers(0, len(content)))
         offset = len(content) - offset if draw(st.booleans()) else offset
@@ -740,11 +745,11 @@ def test_a_damaged_file_loads_whole_or_not_at_all(tmp_path):
         try:
             theirs = read_alone(path)
         except Exception:  # if it loads all the same, what is damaged is none of the weights
-            theirs = checkpoint(layout)
+            theirs = checkpoint(fmt)
         loaded = check_load(build(), path, theirs, '')
         if damage == 'none':
             assert loaded
-        elif damage == 'truncated' and offset < len(contents[layout, name]):
+        elif damage == 'truncated' and offset < len(contents[fmt, name]):
             assert not loaded
         outcome = f'{damage} {"loaded" if loaded else "refused"}'
         event(outcome)

@@ -158,7 +158,7 @@ def test_what_the_evaluation_alone_reads(data, shapes, refused, prepared):
         line = refused(tool, DET, '--data-root', data)
         assert f"{data / VAL}: annotations[0]: iscrowd is None, and COCO's evaluation reads it" in line
     for change, says in (
-        (put('annotations', 0, 'id', 'a'), "id is 'a', and COCO's evaluation takes numbers alone"),
+        (put('annotations', 0, 'id', 'a'), "id is 'a', and COCO's evaluation takes only numbers"),
         (
             put('annotations', 0, 'segmentation', [[5, 5, 9, 9]]),
             'segmentation has [5, 5, 9, 9], must have three points',
@@ -193,9 +193,9 @@ def test_a_metric_reads_annotations_of_the_same_images(data, refused, tool):
     ('spoil', 'says'),
     [
         (lambda path: path.unlink(), 'does not exist'),
-        (lambda path: path.write_bytes(b''), 'is no image that can be read'),
-        (lambda path: path.write_text('<html>404</html>'), 'is no image that can be read'),
-        (lambda path: path.write_bytes(path.read_bytes()[:3]), 'is no image that can be read'),
+        (lambda path: path.write_bytes(b''), 'is not a readable image'),
+        (lambda path: path.write_text('<html>404</html>'), 'is not a readable image'),
+        (lambda path: path.write_bytes(path.read_bytes()[:3]), 'is not a readable image'),
         (lambda path: (path.unlink(), path.mkdir()), 'does not exist'),
         (lambda path: (path.unlink(), path.symlink_to('nowhere.jpg')), 'does not exist'),
         (lambda path: cv2.imwrite(str(path), np.zeros((9, 7, 3), np.uint8)), 'has 7 x 9 pixels, and 256 x 256 in'),
@@ -486,12 +486,12 @@ def test_panoptic_annotations(coco, tmp_path, prepared, refused):
     whole = path.read_text()
     first = ('annotations', 0, 'segments_info', 0)
     for change, says in (
-        (put(*first, 'category_id', 999), 'annotations[0].segments_info[0]: category_id 999 is in none'),
+        (put(*first, 'category_id', 999), 'annotations[0].segments_info[0]: category_id 999 is not the id'),
         (put(*first, 'bbox', [1, 2]), 'segments_info[0]: bbox is [1, 2]'),
         (drop_shape(0, 'segments_info'), 'segments_info is None, must be a list of dicts'),
         (drop_category(0, 'isthing'), 'has no isthing'),
         (category(100, 'name', 'flor'), 'of the config'),
-        (put('annotations', 0, 'image_id', 999), 'image_id 999 is in none'),
+        (put('annotations', 0, 'image_id', 999), 'image_id 999 is not the id'),
     ):
         rewrite(path, change)
         line = refused('train', *flags)
@@ -518,7 +518,7 @@ def test_ade20k_with_150_classes_from_1(data, prepared, refused):
     trains(prepared('train', *flags))
     write_map(data / MAP, 151)
     assert (
-        f'{MAP} has the value 151, and with 150 classes and reduce_zero_label=True they go from 1 to 150, 0 and 255'
+        f'{MAP} has the value 151, and with 150 classes and reduce_zero_label=True values go from 1 to 150, 0 and 255'
         in (refused('train', *flags))
     )
 

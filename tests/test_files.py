@@ -100,7 +100,7 @@ def test_damaged_safetensors_are_one_clear_line(tmp_path, content, suffix):
     path = tmp_path / f'x{suffix}'
     path.write_bytes(DAMAGED[content])
     message = error_of(read_checkpoint, path)
-    assert message.startswith(f'checkpoint {path} is truncated or no checkpoint (')
+    assert message.startswith(f'checkpoint {path} is truncated or not a checkpoint (')
     assert message.endswith('): download or save it again')
 
 
@@ -120,7 +120,7 @@ def test_what_is_no_checkpoint_is_one_clear_line(tmp_path, content):
         torch.save([torch.ones(1)], path)
     expected = {'missing': 'does not exist', 'folder': 'is a folder', 'list': 'holds a list, not a state dict'}
     message = error_of(read_checkpoint, path)
-    assert message.startswith(f'checkpoint {path} {expected.get(content, "is truncated or no checkpoint")}')
+    assert message.startswith(f'checkpoint {path} {expected.get(content, "is truncated or not a checkpoint")}')
 
 
 def test_a_tensor_that_a_damaged_file_calls_a_folder_is_read(tmp_path):
@@ -142,7 +142,7 @@ def test_the_checksums_in_a_file_are_compared(tmp_path, place):
     content = bytearray(path.read_bytes())
     content[content.index(b'aaaaaaaa') if place == b'data.pkl' else content.index(place) + 2000] ^= 1
     path.write_bytes(content)
-    assert 'is truncated or no checkpoint (Bad CRC-32 for file' in error_of(read_checkpoint, path)
+    assert 'is truncated or not a checkpoint (Bad CRC-32 for file' in error_of(read_checkpoint, path)
 
 
 def test_what_mmengine_writes_is_read_back(tmp_path):
@@ -190,7 +190,7 @@ WRAPPERS = [
 def warnings(monkeypatch):
     """What `read_checkpoint` warns of."""
     messages = []
-    monkeypatch.setattr('swinv2_mm.checkpoints.files.print_log', lambda message, **_: messages.append(message))
+    monkeypatch.setattr('swinv2_mm.messages.print_log', lambda message, **_: messages.append(message))
     return messages
 
 
@@ -208,7 +208,7 @@ def test_what_could_run_code_beside_the_weights_is_left_out_and_named(tmp_path, 
         checkpoint = checkpoint[name]
     assert {name: value.tolist() for name, value in checkpoint.items()} == {'w': [1, 1]}
     place = f'{wrapper.replace(".", "/")}/x'
-    assert warnings == [f'Left out of {path} what is no plain value: {place} ({os.name}.system)']
+    assert warnings == [f'Left out of {path}, because they are not plain values: {place} ({os.name}.system)']
     assert not ran.exists()
 
 
@@ -290,7 +290,7 @@ def test_a_pickle_of_detectron2_is_called_so(tmp_path):
     }
     (tmp_path / 'model.pkl').write_bytes(pickle.dumps(content))
     message = error_of(read_checkpoint, tmp_path / 'model.pkl')
-    assert message.endswith('no file of torch.save: save its weights by torch.save, as a dict of tensors')
+    assert message.endswith('not a file of torch.save: save its weights with torch.save, as a dict of tensors')
     assert 'detectron2' in message and 'truncated' not in message
 
 
@@ -329,7 +329,7 @@ def test_a_plain_pickle_does_not_run_and_nobody_is_told_to_run_it(tmp_path, prot
 def test_a_malicious_file_named_safetensors_does_not_run(tmp_path, as_zip):
     ran, path = tmp_path / 'ran', tmp_path / 'malicious.safetensors'
     torch.save({'w': Malicious(ran)}, path, _use_new_zipfile_serialization=as_zip)
-    assert error_of(read_checkpoint, path).startswith(f'checkpoint {path} is truncated or no checkpoint')
+    assert error_of(read_checkpoint, path).startswith(f'checkpoint {path} is truncated or not a checkpoint')
     assert not ran.exists()
 
 
@@ -339,7 +339,7 @@ def test_a_file_does_not_write_to_the_terminal_through_an_error(tmp_path):
     with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as file:
         file.writestr(folder, b'')
     message = error_of(read_checkpoint, tmp_path / 'x.pth')
-    assert 'is truncated or no checkpoint' in message and message.isprintable()
+    assert 'is truncated or not a checkpoint' in message and message.isprintable()
 
 
 class Runs(torch.nn.Module):
@@ -350,14 +350,14 @@ class Runs(torch.nn.Module):
 def test_torchscript_is_refused(tmp_path):
     torch.jit.script(Runs()).save(str(tmp_path / 'script.pth'))
     message = error_of(read_checkpoint, tmp_path / 'script.pth')
-    assert 'no checkpoint (it is a TorchScript archive)' in message
+    assert 'not a checkpoint (it is a TorchScript archive)' in message
 
 
 def test_without_safetensors_its_files_alone_are_an_error(tmp_path, monkeypatch):
     write_checkpoint({'w': torch.ones(1)}, tmp_path / 'x.safetensors')
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)  # importing it fails
     assert error_of(read_checkpoint, tmp_path / 'x.safetensors').endswith(
-        'takes the library safetensors, which is not installed: pip install safetensors'
+        'needs the library safetensors, which is not installed: pip install safetensors'
     )
     assert error_of(write_checkpoint, {'w': torch.ones(1)}, tmp_path / 'y.safetensors').endswith(
         'pip install safetensors'
@@ -448,10 +448,12 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path):
-    write_checkpoint({'w': torch.ones(1)}, tmp_path / 'x.pth')
+@pytest.mark.parametrize('suffix', ['.safetensors', '.pth', '.bin'])
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path, suffix):
+    path = tmp_path / f'x{suffix}'
+    write_checkpoint({'w': torch.ones(1)}, path)
     (tmp_path / 'other').touch()
-    assert (tmp_path / 'x.pth').stat().st_mode == (tmp_path / 'other').stat().st_mode
+    assert path.stat().st_mode == (tmp_path / 'other').stat().st_mode
 
 
 def test_wrapped_weights_are_written_as_pth(tmp_path):
@@ -461,7 +463,7 @@ def test_wrapped_weights_are_written_as_pth(tmp_path):
 
 @pytest.mark.parametrize('name', ['x.ckpt', 'x', 'safetensors', 'x.pth.tar'])
 def test_writing_another_kind_of_file_names_the_kinds(tmp_path, name):
-    expected = f'{tmp_path / name} must end in .safetensors, .pth, .bin: that says how it is written'
+    expected = f'{tmp_path / name} must end in .safetensors, .pth, .bin: the ending says how it is written'
     assert error_of(write_checkpoint, {}, tmp_path / name) == expected
     assert os.listdir(tmp_path) == []
 
@@ -635,7 +637,7 @@ def test_a_truncated_file_in_the_cache_is_named_and_downloaded_again_once_delete
     read_checkpoint(url)
     file.write_bytes(file.read_bytes()[:1000])
     message = error_of(read_checkpoint, url)
-    assert message.startswith(f'checkpoint {file} is truncated or no checkpoint (')
+    assert message.startswith(f'checkpoint {file} is truncated or not a checkpoint (')
     assert message.endswith('): delete it, and it is downloaded again')
     file.unlink()
     assert read_checkpoint(url)['w'][0] == 5
@@ -647,7 +649,7 @@ def test_a_download_that_breaks_off_is_one_clear_line(server, tmp_path, suffix):
     serve(tmp_path, f'cut/x{suffix}')
     for _ in range(2):
         message = error_of(read_checkpoint, f'{server.url}/cut/x{suffix}')
-        assert message.startswith(f'the download of {server.url}/cut/x{suffix} broke off or is no checkpoint: ')
+        assert message.startswith(f'the download of {server.url}/cut/x{suffix} broke off or is not a checkpoint: ')
         assert cached(tmp_path) == []
 
 
@@ -748,7 +750,7 @@ def test_a_file_that_is_another_one_the_second_time_is_fetched_once(server, tmp_
 
 def test_a_page_instead_of_a_file_is_not_kept(server, tmp_path):
     (tmp_path / 'served' / 'swinv2.pth').write_text('<html>Please log in</html>')
-    assert 'broke off or is no checkpoint' in error_of(read_checkpoint, f'{server.url}/swinv2.pth')
+    assert 'broke off or is not a checkpoint' in error_of(read_checkpoint, f'{server.url}/swinv2.pth')
     assert cached(tmp_path) == []
 
 

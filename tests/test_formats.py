@@ -7,6 +7,7 @@ which the others let take part in attention, never does. Everything is float64.
 import argparse
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from torch import nn
 from transformers import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification, Swinv2Model
 
 from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
+from swinv2_mm.checkpoints import formats
 from swinv2_mm.checkpoints.files import write_checkpoint
-from swinv2_mm.checkpoints.formats import export, export_config
+from swinv2_mm.checkpoints.formats import EXPORTS, export, export_config
 from swinv2_mm.checkpoints.loading import read_weights
 
 DEPTHS, HEADS = (2, 2, 3, 2), (1, 2, 4, 8)
@@ -32,6 +34,12 @@ SETTINGS = [
     (16, ZEROS, (16, 16, 16, 8), 256),
     (16, (12, 12, 12, 6), (12, 12, 12, 6), 512),
 ]
+
+
+def test_every_library_in_the_folder_is_listed_and_every_format_has_a_name_of_its_own():
+    files = {path.stem for path in Path(formats.__file__).parent.glob('*.py')} - {'__init__', 'base'}
+    assert {library.__name__.rpartition('.')[2] for library in formats.LIBRARIES} == files
+    assert len({one.name for one in formats.FORMATS}) == len(formats.FORMATS)
 
 
 def timm_arguments(window, pretrained, image):
@@ -271,7 +279,7 @@ def official_state_dict(pretrained_windows, windows):
 
 @pytest.fixture
 def timm_of_official(libraries):
-    """The model of timm with weights in the official layout, as timm itself converts them."""
+    """The model of timm with weights in the official format, as timm itself converts them."""
 
     def build(state_dict, window, pretrained, image_size):
         model = build_timm(libraries, window, pretrained, image_size)
@@ -405,7 +413,7 @@ def write_export(backbone, path, to):
         (path.parent / 'config.json').write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize('to', ['official', 'timm', 'transformers'])
+@pytest.mark.parametrize('to', EXPORTS)
 def test_weights_that_went_elsewhere_come_back_the_same(ours, build_small, tmp_path, to):
     write_export(ours, tmp_path / 'model.safetensors', to)
     back = build_small(arch=ARCH, window_size=8)
@@ -468,7 +476,7 @@ def test_the_official_code_serves_our_weights(timm_of_official, ours):
         (dict(arch=dict(ARCH, extra_norm_every_n_blocks=2)), 'no extra norms'),
     ],
 )
-@pytest.mark.parametrize('to', ['official', 'timm', 'transformers'])
+@pytest.mark.parametrize('to', EXPORTS)
 def test_what_another_library_cannot_compute_is_not_exported(build_small, change, message, to):
     backbone = build_small(**change)
     with pytest.raises(CheckpointError, match=f'{to} has {message}'):

@@ -869,7 +869,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(fails, detector, photos
     assert 'nowhere.pth does not exist' in fails(config, 'nowhere.pth', photos, '--out', out)
     assert f'no image at {tmp_path}/*.jpg' in fails(*detector, f'{tmp_path}/*.jpg', '--out', out)
     torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'other.pth')
-    assert 'are loaded by --checkpoint' in fails(config, tmp_path / 'other.pth', photos, '--out', out)
+    assert '--checkpoint loads the weights' in fails(config, tmp_path / 'other.pth', photos, '--out', out)
     options = ('--cfg-options', 'model.backbone.window_size=0')
     assert 'window_size must be ints of at least 1 token' in fails(*detector, photos, '--out', out, *options)
     for device in ('gpu', 'cuda:99'):

@@ -12,7 +12,7 @@ from mmengine.registry import MODEL_WRAPPERS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
 from swinv2_mm import CheckpointError, SwinTransformerV2
-from swinv2_mm.engine import launch
+from swinv2_mm.engine import launch, run_folder
 from swinv2_mm.engine.runner import SwinV2Runner, runner_class
 
 DET = 'configs/mask_rcnn_swinv2.py'
@@ -164,7 +164,7 @@ def test_missing_data_names_the_path_and_the_flag(fails, tmp_path):
         ('model.backbone.window_size=(8,8)', r'window_size must be an int or 4 ints, one per stage, got \(8, 8\)'),
         ('model.backbone.window_size=0', 'window_size must be ints of at least 1 token and at most 65535, got 0'),
         ('model.backbone.out_indices=(2,4)', r'out_indices must be increasing stages out of 0 to 3, got \(2, 4\)'),
-        ('model.backbone.windows=8', 'calls its arguments otherwise: windows is window_size'),
+        ('model.backbone.windows=8', 'has other names for its arguments: windows is window_size'),
     ],
 )
 def test_a_wrong_backbone_argument_ends_before_anything_is_written(fails, shapes, tmp_path, option, message):
@@ -187,12 +187,12 @@ def test_a_wrong_backbone_argument_ends_before_anything_is_written(fails, shapes
 def test_initial_weights_that_cannot_be_had_end_before_anything_is_written(fails, shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
     common = (DEMO, '--data-root', shapes, '--work-dir', tmp_path / 'run', '--checkpoint')
-    assert 'does not exist or is no file' in fails('train', *common, tmp_path / 'no.pth')
+    assert 'does not exist or is not a file' in fails('train', *common, tmp_path / 'no.pth')
     line = fails('train', *common, 'http://127.0.0.1:9/swinv2.pth')
     assert 'cannot download http://127.0.0.1:9/swinv2.pth' in line
     assert '--checkpoint FILE' in line
     (tmp_path / 'text.pth').write_text('no weights')
-    assert 'truncated or no checkpoint' in fails('train', *common, tmp_path / 'text.pth')
+    assert 'truncated or not a checkpoint' in fails('train', *common, tmp_path / 'text.pth')
     other = SwinTransformerV2(arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)))
     torch.save(other.state_dict(), tmp_path / 'other.pth')
     assert "it has arch={'embed_dims': 16, 'depths': (2, 2, 2, 2)" in fails('train', *common, tmp_path / 'other.pth')
@@ -208,7 +208,7 @@ def test_a_custom_key_that_matches_nothing_is_one_line(load_tool, shapes, tmp_pa
     assert ended.value.code == 2
     line = capsys.readouterr().err.strip().split('\n')[-1]
     assert line.startswith('error: ')
-    assert "custom_keys has 'absolute_pos_embed', which is part of no parameter name" in line
+    assert "custom_keys has 'absolute_pos_embed', which is in no parameter name" in line
 
 
 def test_nothing_to_resume_is_one_line(fails, shapes, tmp_path):
@@ -229,12 +229,12 @@ def test_resume_takes_the_checkpoint_with_the_most_iterations_that_is_whole(tmp_
         write_state(tmp_path / f'iter_{i}.pth', i)
         os.utime(tmp_path / f'iter_{i}.pth', (20 - i, 20 - i))  # the times say nothing, as after a copy
     highest = tmp_path / 'iter_10.pth'
-    assert launch.find_resume(tmp_path, 'auto') == str(highest)
+    assert run_folder.find_resume(tmp_path, 'auto') == str(highest)
     highest.write_bytes(highest.read_bytes()[:-100])  # killed while writing
-    assert launch.find_resume(tmp_path, 'auto') == str(tmp_path / 'iter_9.pth')
+    assert run_folder.find_resume(tmp_path, 'auto') == str(tmp_path / 'iter_9.pth')
     assert f'Skipping {highest}' in capsys.readouterr().out
     with pytest.raises(CheckpointError, match='truncated'):
-        launch.find_resume(tmp_path, str(highest))
+        run_folder.find_resume(tmp_path, str(highest))
 
 
 def test_resume_compares_what_files_of_several_names_say(tmp_path, capsys, monkeypatch):
@@ -244,17 +244,19 @@ def test_resume_compares_what_files_of_several_names_say(tmp_path, capsys, monke
     write_state(tmp_path / 'latest.pth', 250)
     torch.save({'meta': {'iter': 900}, 'state_dict': {}}, tmp_path / 'best_coco_bbox_mAP_epoch_9.pth')
     read, read_checkpoint = [], launch.read_checkpoint
-    monkeypatch.setattr(launch, 'read_checkpoint', lambda path: read.append(Path(path).name) or read_checkpoint(path))
-    assert launch.find_resume(tmp_path, 'auto') == str(tmp_path / 'epoch_3.pth')
+    monkeypatch.setattr(
+        run_folder, 'read_checkpoint', lambda path: read.append(Path(path).name) or read_checkpoint(path)
+    )
+    assert run_folder.find_resume(tmp_path, 'auto') == str(tmp_path / 'epoch_3.pth')
     assert sorted(read) == ['epoch_3.pth', 'iter_150.pth', 'latest.pth']
     assert 'Skipping' not in capsys.readouterr().out
     torch.save({'meta': {'iter': 300}, 'state_dict': {}}, tmp_path / 'epoch_3.pth')  # no optimizer
-    assert launch.find_resume(tmp_path, 'auto') == str(tmp_path / 'latest.pth')
+    assert run_folder.find_resume(tmp_path, 'auto') == str(tmp_path / 'latest.pth')
     assert 'holds no training state to resume' in capsys.readouterr().out
     for meta in (None, {}, {'iter': 'x'}):
         torch.save({'meta': meta, 'optimizer': {}, 'state_dict': {}}, tmp_path / 'latest.pth')
         with pytest.raises(CheckpointError, match='holds no training state to resume'):
-            launch.find_resume(tmp_path, str(tmp_path / 'latest.pth'))
+            run_folder.find_resume(tmp_path, str(tmp_path / 'latest.pth'))
 
 
 @pytest.mark.parametrize('tool', ['train', 'test'])
@@ -365,7 +367,7 @@ def test_windows_that_are_none_are_one_line(fails, shapes, tmp_path):
     torch.save({}, tmp_path / 'x.pth')
     common = (DEMO, tmp_path / 'x.pth', '--data-root', shapes, '--work-dir', tmp_path / 'run', '--window-size')
     assert 'window_size must be an int or 4 ints, one per stage, got [8, 8]' in fails('test', *common, 8, 8)
-    assert 'window_size must be ints of at least 1 token and at most 65535, got 0' in fails('test', *common, 0)
+    assert 'window_size must be ints of at least 1 token and at most 65535, got [0]' in fails('test', *common, 0)
     resnet = tmp_path / 'resnet.py'
     resnet.write_text("_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'")
     assert '--window-size is for models with a SwinTransformerV2' in fails('test', resnet, *common[1:], 8)
@@ -431,7 +433,7 @@ def test_a_runner_may_be_named_by_its_class():
 
 
 def test_mixed_precision_needs_something_to_train():
-    with pytest.raises(ValueError, match='--amp bf16 needs an optim_wrapper in the config, and it has none'):
+    with pytest.raises(ValueError, match='--amp bf16 needs an optim_wrapper in the config, which has none'):
         launch.set_amp(Config(dict(model=dict(type='X'))), 'bf16')
 
 
@@ -449,7 +451,7 @@ def test_a_model_without_features_is_one_line_before_it_trains(shapes, tmp_path,
         load_tool('train').main()
     line = capsys.readouterr().err.strip().split('\n')[-1]
     assert ended.value.code == 2
-    assert line.startswith('error: SwinTransformerV2 has no extract_feat, which is all that runs in bfloat16: ')
+    assert line.startswith('error: SwinTransformerV2 has no extract_feat, and only that runs in bfloat16: ')
 
 
 def test_a_file_is_for_every_backbone_of_ours_and_none_for_all_of_any_kind():

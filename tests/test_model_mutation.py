@@ -17,7 +17,8 @@ from mmengine.optim import LinearLR, OptimWrapper
 from torch import nn
 
 from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
-from swinv2_mm.checkpoints.loading import check_complete, read_weights
+from swinv2_mm.checkpoints.fitting import check_complete
+from swinv2_mm.checkpoints.loading import read_weights
 from swinv2_mm.engine.model_weights import load_model
 from swinv2_mm.engine.training_state import check_training_state
 
@@ -254,7 +255,7 @@ def check_backbone(file, run, before):
     for entry in ('load_pretrained', 'tools'):
         try:
             if entry == 'tools':
-                check_complete(*read_weights(file))
+                check_complete(*read_weights(file), SwinTransformerV2)
             else:
                 load_pretrained(run.model.backbone, file)
             loaded.append(True)
@@ -350,7 +351,7 @@ def test_no_command_line_goes_on_with_a_random_backbone(
     code = ENTRIES[entry](str(tmp_path / 'other.pth'), load_tool=load_tool, shapes=shapes, tmp_path=tmp_path)
     error = capfd.readouterr().err
     assert code == 2 and 'Traceback' not in error
-    assert 'it holds weights of a Swin V2 but no layout known for one' in error
+    assert 'it holds weights of a Swin V2, but in none of the known formats' in error
 
 
 def test_a_segmentor_of_the_official_code_ported_gives_what_ours_gives(

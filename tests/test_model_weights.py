@@ -118,7 +118,7 @@ def test_a_file_without_weights_is_refused(build, file):
 
 def test_a_backbone_alone_is_told_what_it_is_for(build, trained):
     backbone = {name[9:]: value for name, value in trained['state_dict'].items() if name.startswith('backbone.')}
-    with pytest.raises(CheckpointError, match=r'it lacks backbone\.\S+ and .* are loaded by --checkpoint'):
+    with pytest.raises(CheckpointError, match=r'it lacks backbone\.\S+ and .* --checkpoint loads the weights'):
         load_model(build(), {'state_dict': backbone}, 'run.pth', transfer=True)
 
 
@@ -268,7 +268,7 @@ def test_names_of_no_known_implementation_are_refused(build, trained):
     }
     file = {'state_dict': {names[name]: value for name, value in weights.items()}}
     for transfer in (False, True):
-        with pytest.raises(CheckpointError, match='holds weights of a Swin V2 but no layout known for one'):
+        with pytest.raises(CheckpointError, match='holds weights of a Swin V2, but in none of the known formats'):
             load_model(build(), file, 'run.pth', transfer=transfer)
 
 

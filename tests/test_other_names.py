@@ -15,10 +15,10 @@ def test_all_of_them_are_named_in_one_line():
     with pytest.raises(TypeError) as error:
         SwinTransformerV2('t', in_chans=3, img_size=256, use_checkpoint=True, pretrained='a.pth', colour='red')
     start, *told = str(error.value).replace(': ', '; ', 1).split('; ')
-    assert start == 'SwinTransformerV2 calls its arguments otherwise'
+    assert start == 'SwinTransformerV2 has other names for its arguments'
     assert told == [
         'in_chans is in_channels',
-        'img_size is not needed, images may have any size',
+        'img_size is not needed: images may have any size',
         'use_checkpoint is with_cp',
         "pretrained is init_cfg=dict(type='Pretrained', checkpoint=PATH_OR_URL)",
         'colour is unknown',
@@ -38,7 +38,7 @@ def test_all_of_them_are_named_in_one_line():
     ],
 )
 def test_the_short_name_of_an_arch_is_told(arch, full):
-    with pytest.raises(ValueError, match=rf"calls its arguments otherwise: arch='{arch}' is arch='{full}'$"):
+    with pytest.raises(ValueError, match=rf"has other names for its arguments: arch='{arch}' is arch='{full}'$"):
         SwinTransformerV2(arch)
 
 
@@ -51,7 +51,7 @@ def test_no_argument_of_ours_is_said_to_have_another_name():
     assert not OURS & set(OUR_NAMES)
     for here in OUR_NAMES.values():
         named = here.partition('=')[0].partition(',')[0]
-        assert named in OURS or here.startswith(('not needed, ', 'a field of the dict arch')), here
+        assert named in OURS or here.startswith(('not needed: ', 'a field of the dict arch')), here
 
 
 def test_arguments_of_other_libraries_are_known(libraries):

@@ -30,7 +30,7 @@ from torch.utils.data import BatchSampler, DataLoader
 import swinv2_mm.engine.runner
 from swinv2_mm import CheckpointError
 from swinv2_mm.checkpoints.files import read_checkpoint
-from swinv2_mm.engine import launch
+from swinv2_mm.engine import run_folder
 from swinv2_mm.engine.model_weights import load_model
 from swinv2_mm.engine.runner import SwinV2Runner
 from swinv2_mm.engine.seeding import NumberedBatches, number_batches
@@ -435,9 +435,9 @@ def test_damage_to_the_training_state_is_found_before_it_is_used(state):
     adam = ('optimizer', 'state', 0)
     nan = torch.full((3, 4), torch.nan, dtype=torch.float64)
     for place, value, reason in [
-        (('meta',), 'del', 'its meta is None and no dict'),
+        (('meta',), 'del', 'its meta is None, not a dict'),
         (adam, 'del', 'its optimizer has 1 states, and was saved with 2'),
-        (('meta', 'iter'), -1, 'its iter is -1 and not 0 to 4294967295'),
+        (('meta', 'iter'), -1, 'its iter is -1, not 0 to 4294967295'),
         (('meta', 'epoch'), 1.5, 'its epoch is 1.5'),
         (('meta', 'iter'), True, 'its iter is True'),
         (('meta', 'seed'), 'x', "its seed is 'x'"),
@@ -447,22 +447,22 @@ def test_damage_to_the_training_state_is_found_before_it_is_used(state):
         (('optimizer',), 'del', 'its optimizer has no state and param_groups'),
         (('optimizer', 'state'), {}, 'the state of its optimizer is empty'),
         (('optimizer', 'state', 7), {}, 'a state of parameter 7, which is in no group'),
-        (adam, {}, 'the state of parameter 0 is not whole'),
-        ((*adam, 'exp_avg_sq'), 'del', 'the state of parameter 0 is not whole'),
+        (adam, {}, 'the state of parameter 0 is incomplete'),
+        ((*adam, 'exp_avg_sq'), 'del', 'the state of parameter 0 is incomplete'),
         ((*adam, 'exp_avg'), torch.zeros(4, 3), r'exp_avg of parameter 0 .* shape \(4, 3\), and here it is \(3, 4\)'),
         ((*adam, 'exp_avg'), nan, 'exp_avg of parameter 0 in its optimizer is not finite'),
-        ((*adam, 'exp_avg'), 1.0, 'exp_avg of parameter 0 in its optimizer is 1.0 and no tensor'),
+        ((*adam, 'exp_avg'), 1.0, 'exp_avg of parameter 0 in its optimizer is 1.0, not a tensor'),
         ((*adam, 'step'), torch.tensor(torch.inf), 'step of parameter 0 in its optimizer is not finite'),
         (('optimizer', 'param_groups'), [], 'its optimizer has 0 parameter groups, and here are 1'),
         (('optimizer', 'param_groups', 0, 'params'), [0], 'group 0 of its optimizer has 1 parameters, and here 2'),
         (('optimizer', 'param_groups', 0, 'params'), [[], 1], 'group 0 of its optimizer is damaged'),
-        (('optimizer', 'param_groups', 0, 'lr'), 'del', 'lr of group 0 is None and no number'),
-        (('optimizer', 'param_groups', 0, 'lr'), torch.nan, 'lr of group 0 is nan and no number'),
+        (('optimizer', 'param_groups', 0, 'lr'), 'del', 'lr of group 0 is None, not a finite number'),
+        (('optimizer', 'param_groups', 0, 'lr'), torch.nan, 'lr of group 0 is nan, not a finite number'),
         (('param_schedulers',), 'del', 'it has 0 parameter schedulers, and this config makes 2'),
         (('param_schedulers',), {}, 'it has 0 parameter schedulers'),
         (('param_schedulers',), 'x', 'its param_schedulers is a str'),
-        (('meta', 'seed'), 2**32, 'its seed is 4294967296 and not 0 to 4294967295'),
-        (('meta', 'iter'), 2**70, 'its iter is 1180591620717411303424 and not 0 to'),
+        (('meta', 'seed'), 2**32, 'its seed is 4294967296, not 0 to 4294967295'),
+        (('meta', 'iter'), 2**70, 'its iter is 1180591620717411303424, not 0 to'),
         (
             ('message_hub', 'resumed_keys', 'train/loss'),
             False,
@@ -483,7 +483,7 @@ def test_damage_to_the_training_state_is_found_before_it_is_used(state):
         ),
         (('param_schedulers', 0, 'param_name'), 'x', "param_name of its parameter scheduler 0 is 'x', and here 'lr'"),
         (('ema_state_dict',), {1: 2}, "TypeError: 'int' object is not subscriptable"),
-        (('param_schedulers', 0), None, 'last_step of its parameter scheduler 0 is None and not -1 or more'),
+        (('param_schedulers', 0), None, 'last_step of its parameter scheduler 0 is None, not -1 or more'),
     ]:
         damaged = copy.deepcopy(checkpoint)
         put(damaged, place, value)
@@ -626,8 +626,8 @@ def test_a_second_run_in_a_folder_is_one_line(load_tool, shapes, tmp_path, monke
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from swinv2_mm.engine import launch
-launch.lock_work_dir({str(folder)!r})
+from swinv2_mm.engine import run_folder
+run_folder.lock_work_dir({str(folder)!r})
 print('locked', flush=True)
 sys.stdin.read()
 """
@@ -646,12 +646,12 @@ sys.stdin.read()
         f'error: another run is writing to {folder}: wait for its end or name another folder with --work-dir\n'
     )
     assert os.listdir(folder) == before
-    launch.lock_work_dir(folder)  # killed, it holds nothing
+    run_folder.lock_work_dir(folder)  # killed, it holds nothing
 
 
 def test_a_folder_that_cannot_be_made_is_one_line():
     with pytest.raises(ValueError, match='/dev/null/run cannot be written to: Not a directory: name another folder'):
-        launch.lock_work_dir('/dev/null/run')
+        run_folder.lock_work_dir('/dev/null/run')
 
 
 def test_what_the_hosts_do_with_a_runner_still_works(build, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from swinv2_mm.checkpoints import unpickling
+from swinv2_mm.checkpoints import unpickler, unpickling
 from swinv2_mm.checkpoints.files import ALLOWED
 from swinv2_mm.checkpoints.formats import unwrap
 
@@ -206,7 +206,7 @@ def test_a_weight_of_another_name_is_refused(read_pickle):
 @pytest.mark.parametrize('kind', ['dict', 'set', 'ordered', 'members'])
 def test_keys_whose_hashes_collide_do_not_take_all_time(read_pickle, monkeypatch, kind):
     """A file has a few of them; what is too much is left out."""
-    monkeypatch.setattr(unpickling, 'MAX_GUESSABLE_KEYS', limit := 1000)
+    monkeypatch.setattr(unpickler, 'MAX_GUESSABLE_KEYS', limit := 1000)
     for number in (10, 4000):
         keys = [i * (2**61 - 1) for i in range(1, number + 1)]  # the modulus of hashes of ints
         opcodes = {

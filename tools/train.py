@@ -11,7 +11,7 @@ from swinv2_mm import CheckpointError
 from swinv2_mm.checks.data import check_contents
 from swinv2_mm.checks.options import check_arguments
 from swinv2_mm.checks.settings import check_settings
-from swinv2_mm.engine import launch
+from swinv2_mm.engine import launch, run_folder
 from swinv2_mm.engine.amp import BFloat16OptimWrapper, feature_extractors
 from swinv2_mm.engine.runner import runner_class
 
@@ -63,7 +63,7 @@ def prepare(args):
     launch.check_data(cfg, splits)
     launch.init_distributed(cfg, args.launcher)
     if args.resume:
-        cfg.load_from = launch.find_resume(cfg.work_dir, args.resume)
+        cfg.load_from = run_folder.find_resume(cfg.work_dir, args.resume)
         cfg.resume = True
         launch.drop_initial_weights(cfg)  # the checkpoint brings all weights
     launch.check_backbone(cfg)
@@ -76,7 +76,7 @@ def main():
     args = parse_args()
     try:
         cfg = prepare(args)
-        launch.lock_work_dir(cfg.work_dir)
+        run_folder.lock_work_dir(cfg.work_dir)
     except ValueError as error:
         sys.exit(launch.bad_input(error))
     logging.raiseExceptions = False  # where a log can't be written, the error that ends the run says why

@@ -19,10 +19,13 @@ import torch
 from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
+from ..writing import whole
+
 TIMEOUT = 30  # seconds without an answer
-HASH_IN_NAME = re.compile(r'-(?!\d+\.)([0-9a-f]{8,64})\.\w+$')  # digits alone are a date or a number of iterations
+NETWORK_ERRORS = OSError, HTTPException, UnicodeError  # those of urllib are OSErrors
+HASH_IN_NAME = re.compile(r'-(?!\d+\.)([0-9a-f]{8,64})\.\w+$')  # only digits are a date or a number of iterations
 LOCK = '.lock'
-TABLES = {  # of the checkpoints that mmengine has names for, by what stands before ``://``
+TABLES = {  # the checkpoints that mmengine has names for, by what stands before ``://``
     'torchvision': mmengine_checkpoint.get_torchvision_models,
     'modelzoo': mmengine_checkpoint.get_torchvision_models,
     'open-mmlab': mmengine_checkpoint.get_external_models,
@@ -36,18 +39,21 @@ class DownloadError(Exception):
 
 
 def download(url: str, check: Callable[[str], object]) -> str:
-    """The path of a downloaded file. Other processes that want it meanwhile wait.
+    """Download a file once. Other processes that want it meanwhile wait.
 
-    A file gets its name once it is whole. What a killed download leaves is removed by the next one.
+    A file gets its name once it is whole. The next download removes what a killed one left.
 
     Args:
-        url (str): of http or https.
-        check (Callable): called with the path of what came, which has another name yet; raises an error if it is not
-            what was wanted, and nothing is kept.
+        url (str): a URL of http or https.
+        check (Callable): called with the temporary path of the downloaded file. If it raises an error, the file is
+            removed.
+
+    Returns:
+        str: the path of the file.
 
     Raises:
-        DownloadError: there is no such file, the server does not answer, or the file has another hash than its name
-            says, as ``swin_v2_t-b137f0e2.pth`` does.
+        DownloadError: there is no such file, the server does not answer, or the hash is not the one in the name, as in
+            ``swin_v2_t-b137f0e2.pth``.
     """
     try:
         path = cached_path(url)
@@ -57,23 +63,23 @@ def download(url: str, check: Callable[[str], object]) -> str:
         if path.exists():
             return str(path)
         shared = Path(torch.hub.get_dir(), 'checkpoints', path.name)  # where PyTorch and mmengine download to
-        if _has_hash_of_name(shared):  # else it may be another host's file of this name
+        if _has_hash_of_name(shared):  # else it may be a file of this name from another server
             return str(shared)
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parents[1])
         with _locked(path.parent):
             if not path.exists():  # nobody downloaded it while we waited
                 _fetch(url, path, check)
-    except (OSError, HTTPException, UnicodeError) as error:
+    except NETWORK_ERRORS as error:
         raise DownloadError(str(error) or type(error).__name__) from error
     return str(path)
 
 
 def named_by_mmengine(source: str) -> str:
-    """The URL or path that mmengine has a name for, as ``torchvision://swin_v2_t``; any other source as it is.
+    """The URL or path that mmengine has a name for, such as ``torchvision://swin_v2_t``; any other source as it is.
 
     Raises:
-        DownloadError: it has no such name.
+        DownloadError: mmengine does not know the name.
     """
     scheme, _, name = source.partition('://')
     if scheme not in TABLES:
@@ -81,16 +87,16 @@ def named_by_mmengine(source: str) -> str:
     name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
     found = TABLES[scheme]().get(name)
     if found is None:
-        raise DownloadError('mmengine knows no such name')
+        raise DownloadError('mmengine does not know this name')
     # The private function is the same from mmengine 0.8.0 to 0.10.7.
     return found if '://' in found else os.path.join(mmengine_checkpoint._get_mmengine_home(), found)
 
 
 def cached_path(url: str) -> Path:
-    """Where a downloaded file is kept: under its own name, which may tell its windows, in a folder of its URL's own.
+    """Where a downloaded file is kept: under its own name, which may tell its windows, in a folder for its URL.
 
     Raises:
-        ValueError: it is no URL.
+        ValueError: the URL names no host.
     """
     parts = urlsplit(url)
     if not parts.hostname:
@@ -112,30 +118,37 @@ def _has_hash_of_name(path):
 
 def _fetch(url, path, check):
     print_log(f'Downloading {url} to {path}', logger='current')
-    digest = HASH_IN_NAME.search(path.name)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')  # where no lock holds, another may download too
+    name = f'{path.name}.{os.getpid()}.partial'  # where no lock holds, another process may download too
+    try:
+        with whole(path, name) as partial:
+            _download_to(partial, url, HASH_IN_NAME.search(path.name))
+            check(str(partial))
+    finally:
+        for left in path.parent.glob(f'{glob.escape(name)}*'):  # PyTorch adds to the name while it writes
+            left.unlink()
+
+
+def _download_to(path, url, digest):
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        torch.hub.download_url_to_file(url, partial, hash_prefix=digest and digest[1], progress=sys.stderr.isatty())
-        check(str(partial))
-        os.replace(partial, path)
+        torch.hub.download_url_to_file(url, path, hash_prefix=digest and digest[1], progress=sys.stderr.isatty())
     except RuntimeError as error:
         raise DownloadError(f'it is not the file that its name says, {error}') from None
+    except NETWORK_ERRORS as error:
+        raise DownloadError(str(error) or type(error).__name__) from error
     finally:
         socket.setdefaulttimeout(timeout)
-        for left in path.parent.glob(f'{glob.escape(partial.name)}*'):  # PyTorch adds to the name while it writes
-            left.unlink()
 
 
 @contextmanager
 def _locked(folder, wait=True):
-    """Hold the lock of a folder, which the kernel takes from a process that dies. Gives whether it is held."""
+    """Hold the lock of a folder, which the kernel releases if the process dies. Yields whether it is held."""
     with open(folder / LOCK, 'w') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             held = True
-        except OSError:  # somebody else has it, or the file system knows no locks
+        except OSError:  # another process has it, or the file system has no locks
             held = False
         yield held
 

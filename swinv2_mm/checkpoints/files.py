@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import pickle
 import re
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 
+from ..messages import first_line, printable, warn
+from ..writing import whole
 from . import unpickling
 from .downloads import DownloadError, download, named_by_mmengine
 
@@ -24,21 +25,21 @@ SUFFIXES = ('.safetensors', '.pth', '.bin')  # that we write; .bin is what trans
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that can't be read, is none, or does not fit the backbone; the message says what to do."""
+    """A checkpoint can't be read, is not one, or does not fit the backbone; the message says what to do."""
 
 
 def _history_buffer_method(cls, name):
-    """The one use of `getattr` in what mmengine writes: the methods of `HistoryBuffer` by name."""
+    """The only use of `getattr` in what mmengine writes: methods of `HistoryBuffer` by name."""
     if cls is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise pickle.UnpicklingError('Unsupported global: GLOBAL builtins.getattr of another class or name')
     return getattr(HistoryBuffer, name)
 
 
-HistoryBuffer()  # The class has no statistics before it is made once, and those that are read come without.
+HistoryBuffer()  # The class gets its statistics with the first instance that is made, not with one that is read.
 
 # What training code saves beside tensors and plain containers, by the name that a file has for it: mmengine its log
-# history, the official repository (yacs) and timm (argparse) their settings. These are read without their methods;
-# those of yacs as a dict, so that it is not needed.
+# history, the official repository (yacs) and timm (argparse) their settings. Only their attributes are read. Settings
+# of yacs become a dict, so that yacs is not needed.
 ALLOWED = {
     f'{HistoryBuffer.__module__}.HistoryBuffer': HistoryBuffer,
     'builtins.getattr': _history_buffer_method,
@@ -51,33 +52,32 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
     """Read a checkpoint file onto the CPU without running any code from it.
 
     Args:
-        source (str): a path, or a URL, which is downloaded to the cache of `torch.hub` once, or mmengine's name for
-            one, as ``torchvision://swin_v2_t``. Whether the file is of PyTorch or of safetensors is told by what it
-            holds.
+        source (str): a path, a URL, which is downloaded once to the cache of `torch.hub`, or mmengine's name for one,
+            such as ``torchvision://swin_v2_t``. The content tells whether the file is of PyTorch or of safetensors.
 
     Returns:
         dict: the tensors, arrays, plain values and containers of the file, with training settings and what mmengine
-        writes. What else stands beside the weights, of a class that is not known, is left out, and named in the log.
+        writes. Objects of other classes beside the weights are left out, and named in the log.
 
     Raises:
-        CheckpointError: the file is missing, truncated, no checkpoint, one part of several, holds anything but tensors
-            in the place of weights, or can't be downloaded.
+        CheckpointError: the file is missing, truncated, not a checkpoint, one part of several, holds anything but
+            tensors in the place of weights, or can't be downloaded.
     """
     path = local_path(source)
     if os.path.isdir(path):
         raise CheckpointError(f'checkpoint {path} is a folder: name the file of weights in it')
     if not os.path.isfile(path):
-        raise CheckpointError(f'checkpoint {path} does not exist or is no file')
+        raise CheckpointError(f'checkpoint {path} does not exist or is not a file')
     if SHARD.search(path):
         raise CheckpointError(
             f'checkpoint {path} is a part of a model that was saved in several files: load the folder with the library '
-            'that wrote it and save it whole, in transformers by save_pretrained(FOLDER, max_shard_size="100GB")'
+            'that wrote it and save it whole, in transformers with save_pretrained(FOLDER, max_shard_size="100GB")'
         )
     return _read(path, 'delete it, and it is downloaded again' if _is_url(source) else 'download or save it again')
 
 
 def _read(path, cure):
-    """What a file holds. If it is damaged the error tells the cure."""
+    """What a file holds. If it is damaged, the error names the cure."""
     try:
         if _is_safetensors(path):
             return _safetensors(path).load_file(path)
@@ -87,35 +87,31 @@ def _read(path, cure):
     except OSError as error:
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror or error}') from error
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
-        if refused:
-            raise CheckpointError(
-                f'checkpoint {path} holds {printable(refused[1])} in the place of weights, which could run code, '
-                'and is refused: save the tensors alone, as a state dict'
-            ) from None
-        reason = printable(str(error) or type(error).__name__)
-        if reason == unpickling.PLAIN_PICKLE:
-            raise CheckpointError(
-                f'checkpoint {path} is a plain pickle, as detectron2 writes, and no file of torch.save: save its '
-                'weights by torch.save, as a dict of tensors'
-            ) from None
-        raise CheckpointError(f'checkpoint {path} is truncated or no checkpoint ({reason}): {cure}') from None
+        raise CheckpointError(f'checkpoint {path} {_why_unreadable(error, cure)}') from None
     if left_out:
         named = [f'{printable(place)} ({printable(name)})' for place, name in left_out.items()]
         more = f' and {len(named) - 5} more' if len(named) > 5 else ''
-        print_log(
-            f'Left out of {path} what is no plain value: {", ".join(named[:5])}{more}',
-            logger='current',
-            level=logging.WARNING,
-        )
+        warn(f'Left out of {path}, because they are not plain values: {", ".join(named[:5])}{more}')
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a state dict')
     return checkpoint
 
 
-def printable(text: str) -> str:
-    """The first line of a text that a file may have chosen, without what moves the cursor of a terminal."""
-    return ''.join(letter if letter.isprintable() else '?' for letter in text.split('\n')[0])
+def _why_unreadable(error, cure):
+    """What an error of the unpickler says about a file, and the cure."""
+    refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
+    if refused:
+        return (
+            f'holds {printable(refused[1])} in the place of weights, which could run code, and is refused: save the '
+            'tensors alone, as a state dict'
+        )
+    reason = printable(first_line(error))
+    if reason == unpickling.PLAIN_PICKLE:
+        return (
+            'is a plain pickle, as detectron2 writes, not a file of torch.save: save its weights with torch.save, as a '
+            'dict of tensors'
+        )
+    return f'is truncated or not a checkpoint ({reason}): {cure}'
 
 
 def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
@@ -128,46 +124,38 @@ def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
     Raises:
         CheckpointError: the path has another ending, or can't be written.
     """
-    path = os.fspath(path)
     check_suffix(path)
-    folder = os.path.dirname(path) or '.'
-    partial = None
+    path = Path(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix='.', suffix='.partial', delete=False) as file:
-            partial = file.name
-        if path.endswith('.safetensors'):
-            tensors = {name: value.contiguous().clone() for name, value in state_dict.items()}  # none shares memory
-            _safetensors(path).save_file(tensors, partial, metadata={'format': 'pt'})
-        else:
-            with open(partial, 'wb') as file:  # PyTorch's own file does not say why it can't be written
-                torch.save(state_dict, file)
-        os.chmod(partial, 0o666 & ~_umask())  # temporary files are private
-        os.replace(partial, path)
+        with whole(path, make_folder=False) as partial:
+            if path.name.endswith('.safetensors'):
+                partial.touch()
+                mode = partial.stat().st_mode
+                tensors = {name: value.contiguous().clone() for name, value in state_dict.items()}  # none shares memory
+                _safetensors(path).save_file(tensors, partial, metadata={'format': 'pt'})
+                partial.chmod(mode)  # safetensors makes private files
+            else:
+                with open(partial, 'wb') as file:  # given a path, PyTorch does not say why it can't be written
+                    torch.save(state_dict, file)
     except CheckpointError:
         raise
-    except Exception as error:  # each library has its own for what it cannot write
+    except Exception as error:  # each library raises its own kind
         cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's follows that of the file
-        reason = (getattr(cause, 'strerror', None) or str(error)).split('\n')[0]
+        reason = getattr(cause, 'strerror', None) or first_line(error)
         raise CheckpointError(f'{path} cannot be written: {reason}') from error
-    finally:
-        if partial and os.path.exists(partial):
-            os.remove(partial)
 
 
 def check_suffix(path: str | os.PathLike) -> None:
     """Raise a `CheckpointError` unless the path ends like a file that `write_checkpoint` writes."""
     if not os.fspath(path).endswith(SUFFIXES):
-        raise CheckpointError(f'{path} must end in {", ".join(SUFFIXES)}: that says how it is written')
-
-
-def _umask():
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+        raise CheckpointError(f'{path} must end in {", ".join(SUFFIXES)}: the ending says how it is written')
 
 
 def local_path(source: str | os.PathLike) -> str:
-    """The path of a checkpoint, which may be named by a URL, of http, https or file, by mmengine, or start with ``~``.
+    """The local path of a checkpoint, downloaded if need be.
+
+    Args:
+        source (str): a path, which may start with ``~``, a URL of http, https or file, or mmengine's name for one.
 
     Raises:
         CheckpointError: it can't be downloaded.
@@ -192,7 +180,7 @@ def _download(url):
         try:
             _read(path, 'run again')
         except CheckpointError as error:
-            raise CheckpointError(f'the download of {url} broke off or is no checkpoint: {error}') from None
+            raise CheckpointError(f'the download of {url} broke off or is not a checkpoint: {error}') from None
 
     try:
         return download(url, check)
@@ -210,10 +198,10 @@ def _is_safetensors(path):
 
 
 def _safetensors(path):
-    """The library for such files, which few environments lack."""
+    """The library for files of safetensors, which may not be installed."""
     try:
         import safetensors.torch
     except ImportError:
         cure = 'pip install safetensors'
-        raise CheckpointError(f'{path} takes the library safetensors, which is not installed: {cure}') from None
+        raise CheckpointError(f'{path} needs the library safetensors, which is not installed: {cure}') from None
     return safetensors.torch

@@ -1,8 +1,8 @@
-"""What mmengine reads by itself, read without running code: checkpoints, whatever names them, and YAML.
+"""Makes mmengine read checkpoints and YAML without running code from them.
 
-A config may name a checkpoint for the backbone, for any other part of a model (``init_cfg``), for all of it
+A config may name a checkpoint for the backbone, for any other part of a model (``init_cfg``), or for all of it
 (``load_from``, ``resume``). mmengine unpickles what it downloads, and before PyTorch 2.6 also local files. `register`
-hands all of them to `read_checkpoint`, in every process that imports the package.
+passes all of them to `read_checkpoint`, in every process that imports the package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CEPH = r'(\S+\:)?s3://', r'(\S+\:)?petrel://'
 
 
 def register() -> None:
-    """Have mmengine load checkpoints and YAML by the functions below."""
+    """Make mmengine load checkpoints and YAML through the functions below."""
     schemes = ['', 'http://', 'https://', 'pavi://', *(f'{scheme}://' for scheme in TABLES)]
     CheckpointLoader.register_scheme(prefixes=schemes, loader=load_from_source, force=True)
     CheckpointLoader.register_scheme(prefixes=list(CEPH), loader=load_from_ceph, force=True)
@@ -28,28 +28,29 @@ def register() -> None:
 
 
 def load_from_source(filename: str, map_location=None) -> dict:
-    """What mmengine's loaders return, on the CPU, from where a model takes it.
+    """What mmengine's loaders return, on the CPU.
 
     Args:
-        filename (str): a path, a URL, or a name that mmengine has a URL for, as ``torchvision://resnet50``.
+        filename (str): a path, a URL, or a name that mmengine has a URL for, such as ``torchvision://resnet50``.
+        map_location: ignored; loading moves values to the model's device.
 
     Raises:
         CheckpointError: there is no such file or name, or it can't be read.
     """
     if filename.startswith('pavi://'):
-        raise CheckpointError(f'checkpoint {filename}: this scheme is not read: download the file, and name that')
+        raise CheckpointError(f'checkpoint {filename}: this scheme is not supported: download the file, and name that')
     checkpoint = _read(filename)
     return mmengine_checkpoint._process_mmcls_checkpoint(checkpoint) if filename.startswith('mmcls://') else checkpoint
 
 
 def load_from_ceph(filename: str, map_location=None) -> dict:
-    """`load_from_source` from an object store, by the client that mmengine uses."""
+    """`load_from_source` from an object store, through the client that mmengine uses."""
     with get_local_path(filename, backend_args=dict(backend='petrel')) as path:
         return _read(path)
 
 
 def _read(source):
-    """The checkpoint without the config that old runs saved in it, which mmengine runs when it resumes from it."""
+    """The checkpoint without the config that old runs saved in it, which mmengine would run on resuming."""
     checkpoint = read_checkpoint(source)
     if isinstance(checkpoint.get('meta'), dict):
         checkpoint['meta'].pop('config', None)
@@ -57,14 +58,14 @@ def _read(source):
 
 
 class SafeYamlHandler(YamlHandler):
-    """Reads YAML of plain values. mmengine's makes whatever Python objects a file names."""
+    """Reads YAML of plain values. mmengine's handler makes any Python objects that a file names."""
 
     def load_from_fileobj(self, file, **kwargs):
         return super().load_from_fileobj(file, **{**kwargs, 'Loader': _PlainLoader})
 
 
 class _PlainLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
-    """Of plain values and tuples, which configs that were written as YAML have."""
+    """Loads plain values, and tuples, which configs that were dumped as YAML have."""
 
 
 _PlainLoader.add_constructor(

@@ -1,6 +1,6 @@
-"""Checks of annotations in COCO's format: what mmdet drops or shifts without a word, or ends with a traceback.
+"""Checks of annotations in COCO's format: what mmdet silently drops or shifts, or fails on with a traceback.
 
-mmdet numbers the classes by the order of the file's categories, and leaves those that the file lacks out: one misspelt
+mmdet numbers the classes in the order of the file's categories and skips those that the file lacks, so one misspelt
 name shifts all labels after it.
 """
 
@@ -17,19 +17,19 @@ from .images import spread
 from .masks import rle_problem, segmentation_problem
 from .registered import nearest
 
-DECODED = 20_000  # run-length codes are read for so many objects, evenly spread
+DECODED = 20_000  # objects whose run-length codes are read, evenly spread
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run reads of the annotations besides what mmdet always does.
+    """What a run reads of the annotations besides what mmdet always reads.
 
     Attributes:
         masks (bool): the pipeline loads masks.
         metrics (tuple[str]): what COCO's evaluation computes from the file: bbox, segm, proposal.
         panoptic (bool): the annotations are COCO's panoptic ones.
-        ordered (bool): the config names the classes, so their order is that of the user.
-        labelled (bool): objects are needed at all.
+        ordered (bool): the config names the classes, so their order is the user's.
+        labelled (bool): the run needs objects.
     """
 
     masks: bool = False
@@ -51,7 +51,7 @@ class Annotations:
         images (dict): the images by id.
         categories (dict): by id, in the order of their labels, the names of the categories that are classes.
         annotated (set): ids of the images that have an object of a class.
-        objects (int): objects that mmdet keeps: of a class, at least a pixel large, within their image.
+        objects (int): number of objects that mmdet keeps: of a class, at least one pixel, within their image.
     """
 
     images: dict
@@ -71,7 +71,7 @@ def read_json(path: str) -> object:
             return json.load(file)
     except (OSError, RecursionError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or str(error)
-        raise ValueError(f'{path} is no JSON that can be read ({reason}): write or copy it anew') from error
+        raise ValueError(f'{path} is not readable JSON ({reason}): write or copy it again') from error
 
 
 def check_annotations(path: str, coco: object, classes: Sequence[str], needs: Needs) -> Annotations:
@@ -88,7 +88,7 @@ def check_annotations(path: str, coco: object, classes: Sequence[str], needs: Ne
     Raises:
         ValueError: something is wrong; the message names the file, the place, the value and the cure.
     """
-    _check_layout(path, coco, needs.labelled)
+    _check_lists(path, coco, needs.labelled)
     images = _by_id(path, coco, 'images', _image_problem)
     categories = _by_id(path, coco, 'categories', _category_problem)
     if needs.metrics:
@@ -98,7 +98,7 @@ def check_annotations(path: str, coco: object, classes: Sequence[str], needs: Ne
     for where, annotation in _segments(path, coco) if needs.panoptic else _objects(coco):
         problem = _annotation_problem(annotation, images, categories, used, needs)
         if not problem and annotation['id'] in seen:
-            problem = f'id {annotation["id"]!r} is there twice, must be unique: number the annotations anew'
+            problem = f'id {annotation["id"]!r} occurs twice, must be unique: renumber the annotations'
         if problem:
             raise ValueError(f'{path}: {where}: {problem}')
         if not needs.panoptic:  # segments of different images may share an id
@@ -115,11 +115,11 @@ def check_annotations(path: str, coco: object, classes: Sequence[str], needs: Ne
     for where, code, image in spread(coded, DECODED):
         problem = rle_problem(code, image)
         if problem:
-            raise ValueError(f'{path}: {where}: segmentation {problem}: encode it anew')
+            raise ValueError(f'{path}: {where}: segmentation {problem}: encode it again')
     return Annotations(images, used, annotated, objects)
 
 
-def _check_layout(path, coco, labelled):
+def _check_lists(path, coco, labelled):
     """Check that a file has lists of dicts where COCO's have them."""
     if not isinstance(coco, Mapping):
         raise ValueError(
@@ -147,7 +147,7 @@ def _objects(coco):
 
 
 def _segments(path, coco):
-    """The segments of panoptic annotations, each with the image that it is in."""
+    """The segments of panoptic annotations, each with the id of its image."""
     for number, annotation in enumerate(coco.get('annotations', ())):
         where = f'annotations[{number}]'
         segments = annotation.get('segments_info')
@@ -168,7 +168,7 @@ def _by_id(path, coco, key, problem_of):
         if not problem and not _is_id(entry['id']):
             problem = f'id is {reprlib.repr(entry["id"])}, must be a number'
         if not problem and entry['id'] in found:
-            problem = f'id {entry["id"]!r} is there twice, must be unique'
+            problem = f'id {entry["id"]!r} occurs twice, must be unique'
         if problem:
             raise ValueError(f'{path}: {key}[{number}]: {problem}: correct or remove it')
         found[entry['id']] = entry
@@ -176,11 +176,11 @@ def _by_id(path, coco, key, problem_of):
 
 
 def _check_sortable(path, **kinds):
-    """COCO's evaluation sorts ids."""
+    """Check that ids can be sorted, as COCO's evaluation does."""
     for kind, ids in kinds.items():
         text = next((one for one in ids if isinstance(one, str)), None)
         if text is not None and not all(isinstance(one, str) for one in ids):
-            raise ValueError(f'{path}: {kind} have the id {text!r} and others that are numbers: number them anew')
+            raise ValueError(f'{path}: {kind} have the id {text!r} and others that are numbers: renumber them')
 
 
 def _image_problem(image):
@@ -203,7 +203,7 @@ def _category_problem(category):
 
 
 def _match_classes(path, categories, classes, ordered):
-    """The categories that the classes name, names by id, in the order in which mmdet numbers them."""
+    """Names by id of the categories that are classes, in the order in which mmdet numbers them."""
     names = [category['name'] for category in categories]
     missing = [name for name in classes if name not in set(names)]
     unused = [name for name in names if name not in set(classes)]
@@ -241,7 +241,7 @@ def _listed(names, most=6):
 
 
 def _annotation_problem(annotation, images, categories, used, needs):
-    """What is wrong with an annotation, with the cure; None if nothing is."""
+    """What is wrong with an annotation, and the cure; None if nothing is."""
     problem = _reference_problem(annotation, images, categories, used if needs.panoptic else None)
     counts = not problem and annotation['category_id'] in used
     if problem or (annotation.get('ignore') and not (needs.metrics and counts)):  # mmdet reads no more of it
@@ -258,27 +258,27 @@ def _annotation_problem(annotation, images, categories, used, needs):
 
 
 def _reference_problem(annotation, images, categories, classes):
-    """What is wrong with the ids of an annotation; panoptic ones must be of the classes."""
+    """What is wrong with the ids of an annotation; the categories of panoptic ones must be classes."""
     for key in ('id', 'image_id', 'category_id'):
         if key not in annotation:
             return f'has no {key!r}: correct or remove it'
         if not _is_id(annotation[key]):
             return f'{key} is {reprlib.repr(annotation[key])}, must be a number: correct or remove it'
     if annotation['image_id'] not in images:
-        return f'image_id {annotation["image_id"]!r} is in none of the images: correct or remove it'
+        return f'image_id {annotation["image_id"]!r} is not the id of an image: correct or remove it'
     number = annotation['category_id']
     if number not in categories:
-        return f'category_id {number!r} is in none of the categories: correct or remove it'
+        return f'category_id {number!r} is not the id of a category: correct or remove it'
     name = categories[number]['name']
     if classes is not None and number not in classes:
-        return f'category {name!r} is none of the classes: add it to metainfo.classes'
+        return f'category {name!r} is not one of the classes: add it to metainfo.classes'
     if classes is not None and 'isthing' not in categories[number]:
         return f'category {name!r} has no isthing: name a panoptic file with ann_file'
     return None
 
 
 def _box_problem(annotation, counts):
-    """What is wrong with box and area; of categories that are no classes mmdet reads but how many numbers there are."""
+    """What is wrong with box and area. Of categories that are not classes, mmdet only counts the numbers of the box."""
     for key in ('bbox', 'area'):
         if key not in annotation:
             return f'has no {key!r}: add or remove it'
@@ -295,12 +295,12 @@ def _box_problem(annotation, counts):
 
 
 def _evaluation_problem(annotation):
-    """What is wrong with what COCO's evaluation alone reads."""
+    """What is wrong with the keys that only COCO's evaluation reads."""
     number, crowd = annotation['id'], annotation.get('iscrowd')
     if not isinstance(crowd, (bool, int)):
         return f"iscrowd is {reprlib.repr(crowd)}, and COCO's evaluation reads it: write 0, or 1 of crowds"
     if not (_is_number(number) or number.isdigit()):
-        return f"id is {number!r}, and COCO's evaluation takes numbers alone: number the annotations anew"
+        return f"id is {number!r}, and COCO's evaluation takes only numbers: renumber the annotations"
     return None
 
 
@@ -329,11 +329,11 @@ def select_images(annotations: Annotations, filter_cfg: Mapping | None) -> list:
 
 
 def check_same(path: str, found: Annotations, other: str, of_metric: Annotations) -> None:
-    """Check that a metric's file is about the images and categories of the data set that it evaluates.
+    """Check that a metric's file has the images and categories of the data set that it evaluates.
 
     Args:
         path (str), found (Annotations): the file of the data set and what it holds.
-        other (str), of_metric (Annotations): the same of the metric.
+        other (str), of_metric (Annotations): the same for the metric.
 
     Raises:
         ValueError: an image is missing, or categories have other ids.

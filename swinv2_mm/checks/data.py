@@ -1,7 +1,7 @@
-"""Checks of data before training and testing: what the hosts meet late, with a traceback, or train on wrongly.
+"""Checks of data before training and testing: what the hosts would find late, with a traceback, or learn wrongly.
 
-Data sets of mmdet's `CocoDataset` and of mmseg's `BaseSegDataset` are checked, and classes derived from them as far as
-they read their files in the same way. Others, and data that are not on a disk, are left to the host.
+mmdet's `CocoDataset`, mmseg's `BaseSegDataset` and classes derived from them are checked, as long as these read files
+in the same way. Other data sets, and data that are not on a disk, are left to the host.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def innermost_datasets(cfg: Config, splits: tuple[str, ...] = ('train', 'val', '
 def check_contents(cfg: Config, splits: tuple[str, ...]) -> None:
     """Check annotations, images, label maps and numbers of classes.
 
-    What is read: annotations in full, which images are there, headers of 1000 images of a detection data set and of all
+    It reads the annotations in full, which images exist, the headers of 1000 images of a detection data set or of all
     images and label maps of a segmentation data set, and the values of 50 label maps.
 
     Args:
         cfg (Config): the config, whose paths exist (`launch.check_data`).
-        splits (tuple[str]): out of train, val and test.
+        splits (tuple[str]): any of train, val and test.
 
     Raises:
         ValueError: something is wrong; the message names the file, the value and the cure.
@@ -68,14 +68,17 @@ def check_contents(cfg: Config, splits: tuple[str, ...]) -> None:
 
 
 def open_dataset(node: ConfigDict, source: str) -> BaseDataset | None:
-    """Build a data set that reads nothing yet, where its kind is known here and its data are on a disk.
+    """Build a data set without reading its files.
 
     Args:
         node (dict): its config.
-        source (str): what names it in the config, for messages.
+        source (str): its dotted name in the config, for messages.
+
+    Returns:
+        BaseDataset: None if its class is not known here, or its data are not on a disk.
 
     Raises:
-        ValueError: the arguments are not its.
+        ValueError: an argument is wrong.
     """
     kind = find(DATASETS, node.get('type'))
     known = tuple(filter(None, map(_imported, (COCO, SEGMENTATION))))
@@ -87,13 +90,12 @@ def open_dataset(node: ConfigDict, source: str) -> BaseDataset | None:
         return kind(**arguments, lazy_init=True)
     except Exception as error:
         if kind.__module__.split('.')[0] not in HOSTS:
-            return None  # it may do what can't be known here
-        reason = first_line(error)
-        raise ValueError(f'{source} is no {kind.__name__}: {reason}') from error
+            return None  # it may do anything
+        raise ValueError(f'{source} cannot be built as {kind.__name__}: {first_line(error)}') from error
 
 
 def _check_classes(node, source):
-    """Names of classes are a tuple, or a file with one a line."""
+    """Check that class names are a tuple, or a file with one name per line."""
     classes = (node.get('metainfo') or {}).get('classes')
     if isinstance(classes, str) and not os.path.isfile(classes):
         raise ValueError(f'metainfo.classes of {source} is {classes!r}, must be a tuple of names: ({classes!r},)')
@@ -109,7 +111,7 @@ def _is_a(dataset, name):
 
 
 def _imported(name):
-    """A data set of a host that is in use; None of one that is not."""
+    """A data set of a host that has been imported; None if it has not."""
     return find(DATASETS, name) if name.split('.')[0] in sys.modules else None
 
 
@@ -119,7 +121,7 @@ def _is_remote(node):
 
 
 def _step(node, name):
-    """The step of a pipeline that has a name of mmdet, mmseg or mmcv; {} if there is none."""
+    """The step of a pipeline with this name, whichever host it is from; {} if there is none."""
     for step in node.get('pipeline') or ():
         kind = step.get('type') if isinstance(step, Mapping) else None
         if str(getattr(kind, '__name__', kind)).split('.')[-1] == name:
@@ -128,7 +130,7 @@ def _step(node, name):
 
 
 def _select(entries, indices, source):
-    """The entries that ``indices`` of a data set leaves, as mmengine does."""
+    """The entries that ``indices`` of a data set selects, as mmengine selects them."""
     try:
         if isinstance(indices, int):
             entries = entries[:indices] if indices >= 0 else entries[indices:]
@@ -168,7 +170,7 @@ def _check_detection(cfg, split, opened, whole):
         if not images:
             raise ValueError(f'{path} has no image with an object of the classes: correct it or name another file')
         _check_photos(dataset, node, _select(images, dataset._indices, source), source)
-        things = dataset.metainfo['thing_classes'] if needs.panoptic else classes  # of a metric for instances
+        things = dataset.metainfo['thing_classes'] if needs.panoptic else classes  # what an instance metric evaluates
         checked[os.path.realpath(path)] = path, things, found
         objects += found.objects
     if split == 'train' and whole and opened and not objects:
@@ -186,7 +188,7 @@ def _read(path, classes, needs):
 
 
 def _reads_as_coco(dataset):
-    """Whether no class derived from mmdet's own reads files in a way of its own."""
+    """Whether a data set reads files as mmdet's own classes do."""
     bases = [_imported(COCO), _imported(PANOPTIC)]
     return all(getattr(type(dataset), name) in [getattr(base, name) for base in bases] for name in READING)
 
@@ -195,7 +197,7 @@ def _metric_files(cfg, split):
     """What COCO's evaluation computes, by the real path of the annotations that it reads.
 
     Raises:
-        ValueError: there are no such annotations.
+        ValueError: the annotations do not exist.
     """
     evaluators = cfg.get(f'{split}_evaluator') or []
     evaluators = evaluators.get('metrics', [evaluators]) if isinstance(evaluators, Mapping) else evaluators
@@ -213,7 +215,7 @@ def _metric_files(cfg, split):
 
 
 def _check_photos(dataset, node, images, source):
-    """Check that the images of a detection data set are there, and that some can be read and are of the right size."""
+    """Check that the images of a detection data set exist, and that a sample is readable and has the right sizes."""
     loading = _step(node, 'LoadImageFromFile')
     if not loading or loading.get('ignore_empty'):
         return
@@ -236,7 +238,7 @@ def _check_photos(dataset, node, images, source):
     for path in spread(list(paths), READ):
         header, image = read_header(path), paths[path]
         if header is None:
-            raise ValueError(f'{path} is no image that can be read: write or copy it anew')
+            raise ValueError(f'{path} is not a readable image: write or copy it again')
         if header.sizes and (image['width'], image['height']) not in header.sizes:
             width, height = header.sizes[0]
             raise ValueError(
@@ -250,8 +252,7 @@ def _check_segmentation(cfg, dataset, node, source):
     try:
         listed = dataset.load_data_list()
     except Exception as error:
-        reason = first_line(error)
-        raise ValueError(f'{source} cannot be read: {reason}') from error
+        raise ValueError(f'{source} cannot be read: {first_line(error)}') from error
     check_some_images(dataset, listed, source)
     pairs = _select(listed, dataset._indices, source)
     photos, loading = _step(node, 'LoadImageFromFile'), _step(node, 'LoadAnnotations')
@@ -259,14 +260,14 @@ def _check_segmentation(cfg, dataset, node, source):
         return
     check_pairs(pairs, bool(loading), dataset.seg_map_suffix, source)
     backends = [step.get('imdecode_backend') for step in (photos, loading)]
-    if loading and 'tifffile' not in backends:  # whose images Pillow may not know
+    if loading and 'tifffile' not in backends:  # Pillow may not know its images
         for pair in pairs:
             check_headers(pair['img_path'], pair['seg_map_path'])
         reduce_zero_label = loading.get('reduce_zero_label')
         if reduce_zero_label not in (None, dataset.reduce_zero_label):
             raise ValueError(
                 f'reduce_zero_label is {dataset.reduce_zero_label} in {source} and {reduce_zero_label} in '
-                'LoadAnnotations of its pipeline: make them one'
+                'LoadAnnotations of its pipeline: give both the same value'
             )
         classes = dataset.metainfo.get('classes')
         if classes is not None:

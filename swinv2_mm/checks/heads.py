@@ -10,18 +10,18 @@ from mmengine.registry import MODELS
 
 from .registered import find
 
-# Where detectors and segmentors have heads that tell the classes of the data apart. Not here: proposals, which tell
-# objects from background, and semantic branches, whose classes are of other data.
+# Where detectors and segmentors have heads that classify by the classes of the data. Left out: proposals, which tell
+# objects from background, and semantic branches, whose classes are those of other data.
 HEADS = (
     *('bbox_head', 'mask_head', 'panoptic_head', 'panoptic_fusion_head', 'decode_head', 'auxiliary_head'),
     *('roi_head.bbox_head', 'roi_head.mask_head', 'roi_head.mask_iou_head', 'roi_head.point_head'),
 )
-OTHER_CLASSES = ('STDCHead',)  # tells the outlines of objects
+OTHER_CLASSES = ('STDCHead',)  # predicts the outlines of objects
 OPEN_VOCABULARY = ('language_model', 'text_encoder')  # parts of models whose classes are words
 
 
 def heads(model: Mapping) -> Iterator[tuple[str, Mapping]]:
-    """The configs of a model's heads by their dotted names, one for each stage of a cascade."""
+    """The configs of a model's heads by dotted name, one for each stage of a cascade."""
     inner, start = (model['detector'], 'model.detector') if 'detector' in model else (model, 'model')
     for name in HEADS:
         node = inner
@@ -34,20 +34,20 @@ def heads(model: Mapping) -> Iterator[tuple[str, Mapping]]:
 
 
 def ignore_index(model: Mapping) -> int:
-    """The label that a segmentor does not learn."""
+    """The label that a segmentor ignores."""
     return next((head['ignore_index'] for _, head in heads(model) if 'ignore_index' in head), 255)
 
 
 def check_heads(model: Mapping, dataset: BaseDataset, source: str) -> None:
-    """Check that every head has the classes of a data set.
+    """Check that every head has as many classes as a data set.
 
     Args:
         model (dict): config of the model.
         dataset (BaseDataset): the data set.
-        source (str): what names it in the config, for messages.
+        source (str): its dotted name in the config, for messages.
 
     Raises:
-        ValueError: one has more or fewer; the message says which flag corrects it.
+        ValueError: a head has more or fewer; the message says which flag corrects it.
     """
     metainfo = dataset.metainfo
     classes = metainfo.get('classes')
@@ -68,7 +68,7 @@ def check_heads(model: Mapping, dataset: BaseDataset, source: str) -> None:
 
 
 def _right_counts(metainfo, by_kind):
-    """The keys of heads that count classes, and what they may sum to; heads of boxes may have things alone."""
+    """The keys of heads that count classes, and what they may sum to; box heads may count only things."""
     total = len(metainfo['classes'])
     panoptic = 'thing_classes' in metainfo and 'stuff_classes' in metainfo
     things, stuff = (len(metainfo[key]) if panoptic else total for key in ('thing_classes', 'stuff_classes'))
@@ -82,7 +82,7 @@ def _right_counts(metainfo, by_kind):
 
 
 def _is_binary(head, count, expected):
-    """One output tells two classes."""
+    """Whether one output tells two classes apart."""
     return count == 1 and expected == 2 and head.get('out_channels') in (None, 1)
 
 

@@ -1,4 +1,4 @@
-"""What can be told of many image files in little time: which are there, and of what size and kind."""
+"""What can be told about many image files quickly: whether they exist, and their size and mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-LIST_FROM = 100  # names in a folder; from this many on it is listed, which costs less than to ask for each
+LIST_FROM = 100  # from this many names in a folder on, listing it costs less than asking for each
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for images shown turned by 90 degrees
 
 
@@ -19,8 +19,8 @@ class Header(NamedTuple):
     """What the first bytes of an image file say.
 
     Attributes:
-        sizes (tuple): (width, height) in pixels, as stored and, where that differs, as shown; empty if unknown.
-        mode (str): Pillow's name of the kind of pixels: L and P have one channel; empty if unknown.
+        sizes (tuple): (width, height) in pixels, as stored and, if that differs, as shown; empty if unknown.
+        mode (str): Pillow's mode: L and P have one channel; empty if unknown.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -28,7 +28,7 @@ class Header(NamedTuple):
 
 
 def first_missing(paths: Iterable[str]) -> str | None:
-    """The first of some files that is not there; None if all are."""
+    """The first of these files that does not exist; None if all do."""
     by_folder = {}
     for path in paths:
         by_folder.setdefault(os.path.dirname(path), []).append(path)
@@ -45,7 +45,7 @@ def first_missing(paths: Iterable[str]) -> str | None:
 
 
 def file_names(folder: str) -> set[str]:
-    """The names of the files right in a folder; none if there is no such folder."""
+    """The names of the files directly in a folder; empty if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
@@ -54,10 +54,10 @@ def file_names(folder: str) -> set[str]:
 
 
 def read_header(path: str) -> Header | None:
-    """Size and kind of an image, without decoding it; None if the file is no image or can't be read."""
+    """Size and mode of an image, without decoding it; None if the file is not a readable image."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of many pixels
+            warnings.simplefilter('ignore')  # about large images
             with Image.open(path) as image:
                 turned = image.getexif().get(ORIENTATION) in TURNED if image.format == 'JPEG' else False
                 return Header((image.size, image.size[::-1]) if turned else (image.size,), image.mode)
@@ -68,7 +68,7 @@ def read_header(path: str) -> Header | None:
 
 
 def _is_decoded(path):
-    """Whether OpenCV, with which the hosts read images, makes an image of a file."""
+    """Whether OpenCV, with which the hosts read images, can decode a file."""
     try:
         content = np.fromfile(path, np.uint8)
         return len(content) > 0 and cv2.imdecode(content, cv2.IMREAD_COLOR) is not None

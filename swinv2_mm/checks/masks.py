@@ -10,13 +10,21 @@ import numpy as np
 
 CODES = range(48, 48 + 64)  # the characters that stand for 6 bits each
 LONGEST = 12  # characters of a number
-FARTHEST = 100  # a point outside of the image, in units of its longer side: pycocotools draws all lines to it in memory
+FARTHEST = 100  # longer sides of the image that a point may be away: pycocotools draws all lines to it in memory
 
 
 def segmentation_problem(segmentation: object, image: Mapping, evaluated: bool) -> str | None:
     """What is wrong with polygons or a run-length code.
 
-    Polygons of less than three points are ignored by mmdet, but the first must have them for COCO's evaluation.
+    mmdet ignores polygons of fewer than three points, but COCO's evaluation needs three in the first.
+
+    Args:
+        segmentation (object): of an annotation.
+        image (dict): its image, with ``height`` and ``width`` in pixels.
+        evaluated (bool): whether COCO's evaluation reads it.
+
+    Returns:
+        str: the problem and its cure; None if there is none.
     """
     if not segmentation:
         return f'segmentation is {reprlib.repr(segmentation)}, and masks are trained or evaluated: add or remove it'
@@ -31,7 +39,7 @@ def segmentation_problem(segmentation: object, image: Mapping, evaluated: bool) 
             if not finite:
                 return f'segmentation has {reprlib.repr(polygon)}, must be finite numbers: correct or remove it'
             if polygon and max(max(polygon), -min(polygon)) > FARTHEST * max(image['height'], image['width']):
-                return f'segmentation has {reprlib.repr(polygon)}, far outside of the image: correct or remove it'
+                return f'segmentation has {reprlib.repr(polygon)}, far outside the image: correct or remove it'
         if evaluated and len(segmentation[0]) < 6:
             return f'segmentation has {reprlib.repr(segmentation[0])}, must have three points: correct or remove it'
         return None
@@ -39,17 +47,17 @@ def segmentation_problem(segmentation: object, image: Mapping, evaluated: bool) 
         return f'segmentation is {reprlib.repr(segmentation)}, must be polygons or a code with counts'
     size, expected = segmentation.get('size'), [image['height'], image['width']]
     if not isinstance(size, (list, tuple)) or list(size) != expected:
-        return f'segmentation has size {reprlib.repr(size)}, must be {expected} as its image: encode it anew'
+        return f'segmentation has size {reprlib.repr(size)}, must be {expected} as its image: encode it again'
     return None
 
 
 def rle_problem(code: Mapping, image: Mapping) -> str | None:
-    """What is wrong with the counts of a run-length code; None if they cover just the image."""
+    """What is wrong with the counts of a run-length code; None if they cover exactly the image."""
     counts = code['counts']
     try:
         counts = decode_counts(counts) if isinstance(counts, str) else [int(count) for count in counts]
     except (TypeError, ValueError, OverflowError):
-        return f'has counts {reprlib.repr(counts)}, which are no code'
+        return f'has counts {reprlib.repr(counts)}, which are not a run-length code'
     pixels = image['height'] * image['width']
     if min(counts, default=0) < 0 or sum(counts) != pixels:
         return f'has counts for {sum(counts)} pixels, must be {pixels}'
@@ -57,21 +65,21 @@ def rle_problem(code: Mapping, image: Mapping) -> str | None:
 
 
 def decode_counts(text: str) -> list[int]:
-    """The run lengths in the text that pycocotools writes them as.
+    """Decode the text in which pycocotools writes run lengths.
 
-    Numbers have 5 bits a character, the lowest first, and a sixth that says that more follow; from the fourth on they
-    are differences to the last but one.
+    A character has 5 bits of a number, the lowest first, and a sixth that says that more follow. From the fourth number
+    on they are differences from the last but one.
 
     Raises:
-        ValueError: the text is none.
+        ValueError: the text is not such a code.
     """
     codes = np.frombuffer(text.encode('ascii'), np.uint8).astype(np.int64) - CODES.start
     if not len(codes) or codes.min() < 0 or codes.max() >= len(CODES) or codes[-1] & 32:
-        raise ValueError('no run-length code')
+        raise ValueError('not a run-length code')
     starts = np.concatenate(([0], np.flatnonzero(codes[:-1] & 32 == 0) + 1))
     lengths = np.diff(np.append(starts, len(codes)))
     if lengths.max() > LONGEST:
-        raise ValueError('no run-length code')
+        raise ValueError('not a run-length code')
     places = np.arange(len(codes)) - np.repeat(starts, lengths)
     numbers = np.add.reduceat((codes & 31) << (5 * places), starts)
     negative = codes[starts + lengths - 1] & 16 != 0

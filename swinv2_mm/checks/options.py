@@ -1,7 +1,7 @@
-"""Checks of ``--cfg-options``: what mmengine takes without a word, or ends with a traceback.
+"""Checks of ``--cfg-options``: what mmengine silently accepts, or fails on with a traceback.
 
-mmengine adds a name that exists nowhere to the config, where nothing reads it. Here a name must be in the config
-already, or be one that its place accepts: an argument of the class that the place's ``type`` names, or of the `Runner`.
+mmengine adds an unknown name to the config, where nothing reads it. Here a name must be in the config already, or be
+one that its place accepts: an argument of the class that the place's ``type`` names, or of the `Runner`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from ..messages import first_line
 from .registered import did_you_mean, find, names, nearest, registries_of
 
-# What mmengine, mmdet, mmseg and the tools here read at the top of a config, besides arguments of the Runner.
+# What mmengine, mmdet, mmseg and these tools read at the top level of a config, besides arguments of the Runner.
 TOP_LEVEL = {
     *('activation_checkpointing', 'allow_missing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
     *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn', 'test_pipeline', 'tta_model'),
@@ -30,13 +30,13 @@ OF_DATALOADER = {'type', 'num_batch_per_epoch', 'disable_subprocess_warning'}
 OF_HOOKS = {'priority'}
 OF_OPTIM_WRAPPER = {'type', 'constructor', 'optimizer', 'paramwise_cfg'}
 OF_SCHEDULER = {'convert_to_iter_based'}
-OF_LOSSES = {'bg_cls_weight'}  # taken out by the heads
+OF_LOSSES = {'bg_cls_weight'}  # removed by the heads
 BY_EPOCH = {'type', 'by_epoch'}
 FREE = ('custom_keys', 'metainfo', 'data_prefix')  # dicts whose keys are the user's own
 
 
 class ConfigOptions(DictAction):
-    """The action of ``--cfg-options``: a word that is no KEY=VALUE ends the tool with one line."""
+    """The action of ``--cfg-options``. A word that is not KEY=VALUE ends the tool with one line."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         for word in values or ():
@@ -45,7 +45,7 @@ class ConfigOptions(DictAction):
                 if not equals or not all(key.split('.')):
                     raise ValueError
                 super().__call__(parser, namespace, [word], option_string)
-            except (AssertionError, ValueError):  # the former of brackets that don't match
+            except (AssertionError, ValueError):  # the former if brackets don't match
                 parser.exit(2, f'error: {option_string} {word}: must be KEY=VALUE, as train_dataloader.batch_size=4\n')
 
 
@@ -57,7 +57,7 @@ def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
         options (dict): values by dotted name, as ``--cfg-options`` gives them.
 
     Raises:
-        ValueError: a name exists nowhere, or a ``type`` is registered nowhere; the message names the nearest that is.
+        ValueError: a name is unknown, or a ``type`` is not registered; the message names the nearest one that is.
     """
     before, merged = cfg.to_dict(), Config(cfg.to_dict())
     for name in options:
@@ -65,8 +65,7 @@ def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
     try:
         merged.merge_from_dict(dict(options))
     except Exception as error:
-        reason = first_line(error)
-        raise ValueError(f'--cfg-options {" ".join(options)}: do not fit the config: {reason}') from error
+        raise ValueError(f'--cfg-options {" ".join(options)}: do not fit the config: {first_line(error)}') from error
     after = merged.to_dict()
     with DefaultScope.overwrite_default_scope(after.get('default_scope')):
         for name, value in options.items():
@@ -76,14 +75,14 @@ def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
 
 
 def _check_indices(node, name):
-    """Items of lists go by number, and what is neither dict nor list has no parts."""
+    """Check that items of lists are named by number, and that only dicts and lists have parts."""
     keys = name.split('.')
     for depth, key in enumerate(keys):
         above = '.'.join(keys[:depth])
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                have = f'a list of {len(node)}, whose items go by number from 0' if node else 'an empty list'
-                raise ValueError(f'--cfg-options {name}: {above} is {have}, and {key!r} is none of them')
+                have = f'a list of {len(node)}, whose items are numbered from 0' if node else 'an empty list'
+                raise ValueError(f'--cfg-options {name}: {above} is {have}, and {key!r} is not one of them')
             node = node[int(key)]
         elif isinstance(node, Mapping):
             if key not in node:
@@ -96,7 +95,7 @@ def _check_indices(node, name):
 
 
 def _check_name(before, after, name):
-    """Refuse a name that nothing reads: every key must be there before, or be taken by where it stands."""
+    """Refuse a name that nothing reads: every key must be in the config already, or be accepted by its place."""
     keys, place = name.split('.'), []
     for key in keys:
         if isinstance(after, Mapping) and key not in (before or ()):
@@ -110,7 +109,7 @@ def _check_name(before, after, name):
 
 
 def _check_new(place, key, before, after, name):
-    """Refuse a key that is new in a dict of the config, unless the dict takes it."""
+    """Refuse a key that is new in a dict of the config, unless its place accepts it."""
     if place and place[-1] in FREE:
         return
     accepted = accepted_names(place, after)
@@ -121,12 +120,12 @@ def _check_new(place, key, before, after, name):
             raise ValueError(f'--cfg-options {name}: {here} has no {key!r}: did you mean {other!r}?')
     elif key not in accepted:
         raise ValueError(
-            f'--cfg-options {name}: {here} has and takes no {key!r}{did_you_mean(key, {*accepted, *before})}'
+            f'--cfg-options {name}: {here} neither has nor accepts {key!r}{did_you_mean(key, {*accepted, *before})}'
         )
 
 
 def accepted_names(place: list[str], node: Mapping) -> set[str] | None:
-    """The keys that a dict of a config may have; None if they can't be told.
+    """The keys that a dict of a config may have; None if that can't be known.
 
     Args:
         place (list[str]): the keys that lead to it.
@@ -155,7 +154,7 @@ def accepted_names(place: list[str], node: Mapping) -> set[str] | None:
             default = LogProcessor if top == 'log_processor' else OptimWrapper
             return _arguments(default) | OF_OPTIM_WRAPPER
     if place[-1].endswith(('cfg', 'dcn')) and top != 'train_cfg':
-        return None  # whoever builds it takes keys out first, as requires_grad of a norm_cfg
+        return None  # its builder first removes keys, such as requires_grad of a norm_cfg
     kind = node.get('type')
     found = [kind] if isinstance(kind, type) else [find(registry, kind) for registry in registries_of(kind)]
     arguments = [_arguments(one) for one in found]
@@ -185,7 +184,7 @@ def _arguments(function: Callable) -> set[str] | None:
         try:
             parameters = inspect.signature(function).parameters.values()
             source = inspect.getsource(function)
-        except (OSError, TypeError, ValueError):  # it is not written in Python
+        except (OSError, TypeError, ValueError):  # not written in Python
             return None
         taken |= {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
         rest = next((one.name for one in parameters if one.kind is one.VAR_KEYWORD), None)
@@ -198,7 +197,7 @@ def _arguments(function: Callable) -> set[str] | None:
 
 
 def _is_handed_on(name, source):
-    """Whether a method does no more with its ``**name`` than give it to other classes' ``__init__``."""
+    """Whether a method only passes its ``**name`` on to other classes' ``__init__``."""
     nodes = list(ast.walk(ast.parse(textwrap.dedent(source))))
     calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, 'attr', None) == '__init__']
     given = [keyword.value for call in calls for keyword in call.keywords if keyword.arg is None]
@@ -206,14 +205,14 @@ def _is_handed_on(name, source):
 
 
 def check_arguments(cfg: Config, options: Mapping[str, object] | None) -> None:
-    """Check that classes which options change take the arguments that the config has for them.
+    """Check that a class that an option names accepts the arguments that the config has for it.
 
     Args:
         cfg (Config): the config, with the options.
         options (dict, optional): values by dotted name.
 
     Raises:
-        ValueError: an argument is not the class's.
+        ValueError: the class does not accept an argument.
     """
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for name in options or ():
@@ -234,7 +233,7 @@ def check_arguments(cfg: Config, options: Mapping[str, object] | None) -> None:
 
 
 def _check_type(node, name, kind):
-    """Refuse a ``type`` that is registered nowhere the one before it is."""
+    """Refuse a ``type`` that is not in a registry of the one that it replaces."""
     *place, key = name.split('.')
     if key != 'type' or not isinstance(kind, str):
         return

@@ -1,4 +1,4 @@
-"""What the ``type`` of a config names, and what names there are."""
+"""What the ``type`` of a config names, and which names are registered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find(registry: Registry, kind: object) -> Callable | None:
     child = registry.children.get(scope.scope_name) if scope else None
     try:
         return (registry if child is None else child).get(kind)
-    except Exception:  # of a scope that is not installed or does not import
+    except Exception:  # its scope is not installed or does not import
         return None
 
 
@@ -36,13 +36,13 @@ def names(registry: Registry) -> Iterator[str]:
 
 
 def nearest(name: object, known: Iterable[object], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like another, whatever the case; None if none is."""
+    """The known name most like another, ignoring case; None if none is like it."""
     by_lower = {str(one).lower(): str(one) for one in known}
     found = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else None
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """The cure for a wrong name, as the end of a message; nothing where no known name is like it."""
+    """The cure for a wrong name, as the end of a message; empty if no known name is like it."""
     other = nearest(name, known)
     return f': did you mean {other!r}?' if other else ''

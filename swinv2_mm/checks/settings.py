@@ -1,4 +1,4 @@
-"""Checks of settings: what the Runner ends with a traceback, or late."""
+"""Checks of settings on which the Runner would fail late, or with a traceback."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from numbers import Integral, Real
 
 from mmengine.config import Config
 
-PARTS = {  # what a part of the run needs; the Runner wants all of them or none
+PARTS = {  # what each part of a run needs; the Runner wants all of it or none
     'train': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
     'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
     'test': ('test_dataloader', 'test_cfg', 'test_evaluator'),
 }
-METRICS = {  # where the hosts' metrics say what they compute
+METRICS = {  # the argument of the hosts' metrics that says what they compute
     'CocoMetric': ('metric', ('bbox', 'segm', 'proposal', 'proposal_fast')),
     'IoUMetric': ('iou_metrics', ('mIoU', 'mDice', 'mFscore')),
 }
 MAX_SEED = 2**32 - 1  # of NumPy
-TAKE_FLOATS = ('train_cfg', 'default_hooks.logger')  # as 57300.0, where a recipe divides
+TAKE_FLOATS = ('train_cfg', 'default_hooks.logger')  # such as 57300.0, where a recipe divides
 
 
 def check_settings(cfg: Config, splits: Iterable[str]) -> None:
-    """Check numbers, and what the Runner needs besides data, before the run trips over them.
+    """Check numbers, and what the Runner needs besides data.
 
     Args:
         cfg (Config): the config.
-        splits (tuple[str]): out of train, val and test.
+        splits (tuple[str]): any of train, val and test.
 
     Raises:
         ValueError: one is missing or out of its range; the message names it.
@@ -56,7 +56,7 @@ def check_settings(cfg: Config, splits: Iterable[str]) -> None:
 
 
 def _check_dataloader(cfg, name):
-    if 'batch_size' not in (_value(cfg, name, 'batch_sampler') or ()):  # it would count, and not that of the loader
+    if 'batch_size' not in (_value(cfg, name, 'batch_sampler') or ()):  # which would override that of the loader
         _check_whole(cfg, name, 'batch_size', 1)
     _check_whole(cfg, name, 'num_workers', 0)
     _check_whole(cfg, name, 'prefetch_factor', 1)
@@ -82,11 +82,11 @@ def _check_metrics(cfg, name):
         asked = metric.get(key) or []
         for one in [asked] if isinstance(asked, str) else asked:
             if one not in known:
-                raise ValueError(f'{name}.{key} is {one!r}: must be out of {", ".join(known)}')
+                raise ValueError(f'{name}.{key} is {one!r}: must be one of {", ".join(known)}')
 
 
 def _value(cfg, place, key):
-    """A value of the config, None where there is none."""
+    """A value of the config; None if there is none."""
     node = cfg
     for part in place.split('.'):
         node = node.get(part) or {}

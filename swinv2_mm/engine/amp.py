@@ -11,16 +11,16 @@ from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.utils import apply_to
 from torch import Tensor, nn
 
-CURE = 'which is all that runs in bfloat16: train it in float32, with optim_wrapper.type=OptimWrapper and no --amp bf16'
+CURE = 'and only that runs in bfloat16: train it in float32, with optim_wrapper.type=OptimWrapper and no --amp bf16'
 
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
     """`OptimWrapper` that extracts features under bfloat16 autocast and leaves heads and losses in float32.
 
-    bfloat16 has the exponent range of float32 and needs no loss scaling. mmengine's `AmpOptimWrapper` scales all the
-    same, refuses to run without a GPU, and takes the heads into autocast, where mmcv has no bfloat16 kernels for
-    RoIAlign and NMS. Arguments are those of `OptimWrapper`.
+    bfloat16 has the exponent range of float32 and needs no loss scaling. mmengine's `AmpOptimWrapper` scales the loss
+    anyway, refuses to run without a GPU, and runs the heads under autocast too, although mmcv has no bfloat16 kernels
+    for RoIAlign and NMS. Arguments are those of `OptimWrapper`.
     """
 
     @contextmanager
@@ -28,7 +28,7 @@ class BFloat16OptimWrapper(OptimWrapper):
         """The context of the forward pass of ``model``, a detector or segmentor.
 
         Raises:
-            ValueError: nothing in it has `extract_feat`, or the forward pass did not call it.
+            ValueError: no model in it has `extract_feat`, or the forward pass did not call it.
         """
         with super().optim_context(model), bfloat16_features(model):
             yield
@@ -36,9 +36,12 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 @contextmanager
 def bfloat16_features(model: nn.Module):
-    """Within this context, backbone and neck (`extract_feat`) run under bfloat16 autocast and give float32 maps.
+    """Within this context, backbone and neck (`extract_feat`) run under bfloat16 autocast and return float32 maps.
 
-    Those of a detector inside the model do too, as of the student and the teacher of a semi-supervised one.
+    So do those of detectors inside the model, such as the student and the teacher of a semi-supervised one.
+
+    Raises:
+        ValueError: see `feature_extractors`; or nothing called `extract_feat`.
     """
     extractors, ran = feature_extractors(model), []
     before = [vars(module).get('extract_feat') for module in extractors]
@@ -67,7 +70,7 @@ def bfloat16_features(model: nn.Module):
 
 
 def feature_extractors(model: nn.Module) -> list[nn.Module]:
-    """The detectors and segmentors in a model that have `extract_feat`, the model itself among them.
+    """The detectors and segmentors in a model that have `extract_feat`, including the model itself.
 
     Raises:
         ValueError: there are none.

@@ -1,32 +1,28 @@
 """From the flags of a command line to a config that is known to work: what training and testing share.
 
-A mistake costs one line. Checks run before the `Runner` is built and leave nothing behind, but those that need the
-whole model: of a tested model's weights and of parameter groups.
+A user's mistake costs one line. Checks run before the `Runner` is built and leave nothing behind, except those that
+need the whole model: of the weights of a model to test, and of parameter groups.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
-import fcntl
 import importlib
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import mmengine.config.utils
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import is_cuda_available
-from mmengine.dist import broadcast_object_list, get_rank, init_dist
+from mmengine.dist import init_dist
 from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 from torch import nn
 
 from ..backbone import SwinTransformerV2
-from ..checkpoints.files import CheckpointError, read_checkpoint
+from ..checkpoints.files import read_checkpoint
 from ..checkpoints.loading import fit_pretrained
 from ..checks.data import HOSTS, innermost_datasets
 from ..checks.options import ConfigOptions, merge_options
@@ -40,12 +36,10 @@ LAUNCHERS = {  # the variable that tells a process its rank, and what sets it
     'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
 }
 
-_locks = []  # files that stay open while the process lives
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that training and testing share."""
-    parser.add_argument('--data-root', help='folder of the data, laid out as the one in the config')
+    parser.add_argument('--data-root', help='folder of the data, with the same layout as the one in the config')
     parser.add_argument('--launcher', choices=('none', *LAUNCHERS), default='none')
     parser.add_argument(
         '--cfg-options',
@@ -74,8 +68,8 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
         overrides (Mapping, optional): values by dotted name, as ``--cfg-options`` gives them.
 
     Raises:
-        ValueError: there is no such file, it is for neither mmdet nor mmseg, the one that it is for does not import, or
-            a name of ``overrides`` exists nowhere.
+        ValueError: there is no such file, it is for neither mmdet nor mmseg, its host does not import, or a name in
+            ``overrides`` is unknown.
     """
     if not os.path.isfile(path):
         raise ValueError(f'config {path} does not exist')
@@ -83,8 +77,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
-        reason = first_line(error)
-        raise ValueError(f'config {path} cannot be read: {reason}') from error
+        raise ValueError(f'config {path} cannot be read: {first_line(error)}') from error
     scope = cfg.get('default_scope')
     if scope not in HOSTS or 'model' not in cfg:
         raise ValueError(
@@ -94,21 +87,20 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     try:
         importlib.import_module(f'{scope}.models')
     except Exception as error:  # an mmcv of another version or for another PyTorch, in many ways
-        reason = first_line(error)
-        raise ValueError(f'config {path} is for {scope}, which does not import here: {reason}') from error
+        raise ValueError(f'config {path} is for {scope}, which does not import here: {first_line(error)}') from error
     merge_options(cfg, overrides or {})
     return cfg
 
 
 def _allow_onedl_recipes():
-    """OneDL distributes mmseg under a name that mmengine's list of recipe packages lacks."""
+    """Add the name under which OneDL distributes mmseg, which mmengine's list of recipe packages lacks."""
     packages = mmengine.config.utils.MODULE2PACKAGE
     if not is_installed(packages['mmseg']) and is_installed('onedl-mmsegmentation'):
         packages['mmseg'] = 'onedl-mmsegmentation'
 
 
 def set_data_root(cfg: Config, data_root: str) -> None:
-    """Point all data sets and metrics of a config at another folder, laid out as the one it names."""
+    """Point all data sets and metrics of a config at another folder with the same layout."""
     old_roots = {dataset['data_root'] for dataset in innermost_datasets(cfg) if dataset.get('data_root')}
     new_root = os.path.join(data_root, '')
 
@@ -131,11 +123,11 @@ def set_data_root(cfg: Config, data_root: str) -> None:
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Check that the files and folders which the data sets of some splits name are there.
+    """Check that the files and folders exist which the data sets of some splits name.
 
     Args:
         cfg (Config): the config.
-        splits (tuple[str]): out of train, val and test.
+        splits (tuple[str]): any of train, val and test.
 
     Raises:
         ValueError: one is missing; the message names the path and the flag.
@@ -159,7 +151,7 @@ def set_amp(cfg: Config, dtype: str) -> None:
         ValueError: fp16 without a GPU, or a config that trains nothing.
     """
     if not cfg.get('optim_wrapper'):
-        raise ValueError(f'--amp {dtype} needs an optim_wrapper in the config, and it has none')
+        raise ValueError(f'--amp {dtype} needs an optim_wrapper in the config, which has none')
     if dtype == 'fp16':
         if not is_cuda_available():
             raise ValueError('--amp fp16 needs a GPU, and PyTorch finds none: use --amp bf16')
@@ -171,7 +163,7 @@ def set_amp(cfg: Config, dtype: str) -> None:
 
 
 def find_backbones(cfg: Config) -> dict[str, ConfigDict]:
-    """The configs of a model's backbones by their places, also those of a detector inside: model.detector.backbone."""
+    """The configs of a model's backbones by dotted name, also in a detector inside it: model.detector.backbone."""
     found, nodes = {}, [('model', cfg.model)]
     while nodes:
         place, node = nodes.pop(0)
@@ -192,8 +184,8 @@ def set_initial_weights(cfg: Config, checkpoint: str, prefix: str = '') -> None:
     """Start the backbones from a file or URL, or from scratch if ``checkpoint`` is ``none``.
 
     Args:
-        cfg (Config): the config. A file is for every `SwinTransformerV2` in its model, or where there is none for its
-            other backbones.
+        cfg (Config): the config. The file is for every `SwinTransformerV2` in its model, or for its other backbones
+            where there is none.
         checkpoint (str): a path, a URL or ``none``.
         prefix (str): which backbone of the file, as in `load_pretrained`.
 
@@ -209,18 +201,18 @@ def set_initial_weights(cfg: Config, checkpoint: str, prefix: str = '') -> None:
     for backbone in list(filter(_is_ours, backbones)) or backbones:
         old = backbone.get('init_cfg') or {}
         backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, **(dict(prefix=prefix) if prefix else {}))
-        if 'allow_missing' in old:  # goes with the backbone of the config, whatever the file
+        if 'allow_missing' in old:  # it is about the backbone of the config, not about the file
             backbone.init_cfg.allow_missing = old.allow_missing
 
 
 def drop_initial_weights(cfg: Config) -> None:
-    """Start all backbones from scratch, as where a checkpoint of the whole model follows."""
+    """Start all backbones from scratch, as for a checkpoint of the whole model that is loaded later."""
     for backbone in find_backbones(cfg).values():
         backbone.init_cfg = None
 
 
 def check_backbone(cfg: Config) -> nn.ModuleList:
-    """Check the arguments of every `SwinTransformerV2` in the model, and that its initial weights are there and fit.
+    """Check the arguments of every `SwinTransformerV2` in the model, and that its initial weights exist and fit.
 
     Returns:
         nn.ModuleList: these backbones on the meta device; empty if the model has others.
@@ -245,108 +237,30 @@ def check_backbone(cfg: Config) -> nn.ModuleList:
 
 
 def set_window_size(model: nn.Module, window_size: Sequence[int]) -> None:
-    """Have all backbones attend in other windows, as the flag ``--window-size`` asks; their normalisers stay.
+    """Have all backbones attend in other windows, as the flag ``--window-size`` asks; their pretrained windows stay.
 
     Args:
         model (nn.Module): the backbones, or what has them in it.
         window_size (Sequence[int]): window size in tokens, one for all stages or one per stage.
 
     Raises:
-        ValueError: there is no backbone with windows of this kind, or the sizes are none.
+        ValueError: there is no `SwinTransformerV2`, or the sizes are invalid.
     """
     backbones = [module for module in model.modules() if isinstance(module, SwinTransformerV2)]
     if not backbones:
         raise ValueError('--window-size is for models with a SwinTransformerV2: leave it out')
     for backbone in backbones:
-        backbone.set_window_size(window_size[0] if len(window_size) == 1 else window_size)
-
-
-def find_resume(work_dir: str | os.PathLike, resume: str) -> str:
-    """The checkpoint to resume from.
-
-    Args:
-        work_dir (str): folder of the run.
-        resume (str): a path, or ``auto`` for the checkpoint in ``work_dir`` that is whole and has the most iterations.
-            Of names that differ in their number alone, as ``iter_*.pth``, those with high ones are read first.
-
-    Raises:
-        CheckpointError: there is none, or the one named can't be read or holds no training state.
-    """
-    if resume != 'auto':
-        _check_resumable(resume)
-        return resume
-    families = {}
-    for path in Path(work_dir).glob('*.pth'):
-        if not path.name.startswith('best_'):  # those hold weights alone
-            family, number = re.fullmatch(r'(.*?)(\d*)\.pth', path.name, re.DOTALL).groups()
-            families.setdefault(family, []).append((int(number or 0), path))
-    found = [_highest_whole(sorted(paths, reverse=True)) for paths in families.values()]
-    if not any(found):
-        raise CheckpointError(
-            f'nothing to resume: {work_dir} holds no whole checkpoint; leave --resume out to start anew'
-        )
-    return str(max(filter(None, found))[-1])
-
-
-def _highest_whole(candidates):
-    """Iterations, time and path of the first that can be resumed; None if there is none."""
-    for _, path in candidates:
-        try:
-            return _check_resumable(path), path.stat().st_mtime, path
-        except CheckpointError as error:
-            print(f'Skipping {path}: {error}')
-    return None
-
-
-def _check_resumable(path):
-    """The iterations that are behind a checkpoint with training state."""
-    checkpoint = read_checkpoint(path)
-    meta = checkpoint.get('meta')
-    iteration = meta.get('iter') if isinstance(meta, Mapping) else None
-    if not {'optimizer', 'state_dict'} <= set(checkpoint) or not isinstance(iteration, int):
-        raise CheckpointError(f'checkpoint {path} holds no training state to resume: pass it as --checkpoint instead')
-    return iteration
-
-
-def lock_work_dir(work_dir: str | os.PathLike) -> None:
-    """Keep other runs out of a folder, which is made, until this process ends in whatever way.
-
-    In a distributed run the first process does, and all learn what came of it.
-
-    Raises:
-        ValueError: another run is in it, or it can't be written to.
-    """
-    failure = [_lock(Path(work_dir)) if get_rank() == 0 else None]
-    broadcast_object_list(failure)
-    if failure[0]:
-        raise ValueError(failure[0])
-
-
-def _lock(folder):
-    """Lock a folder. Returns what is in the way, if anything is."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / '.lock', 'a')  # noqa: SIM115
-    except OSError as error:
-        return f'{folder} cannot be written to: {error.strerror}: name another folder with --work-dir'
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: workers that outlive it hold nothing
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return f'another run is writing to {folder}: wait for its end or name another folder with --work-dir'
-        print(f'{folder} cannot be locked ({error.strerror}): see to it that no other run writes there')
-    _locks.append(file)
-    return None
+        backbone.set_window_size(window_size)
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     """Load the weights of a whole detector or segmentor: all of them, from a checkpoint that a Runner wrote.
 
     Returns:
-        nn.Module: the model itself, out of the wrapper that distributes it.
+        nn.Module: the model itself, without the wrapper that distributes it.
 
     Raises:
-        CheckpointError: the file can't be read, or does not hold just the weights of this model.
+        CheckpointError: the file can't be read, or does not hold exactly the weights of this model.
     """
     load_model(model, read_checkpoint(path), path)
     return unwrapped(model)
@@ -356,7 +270,7 @@ def init_distributed(cfg: Config, launcher: str) -> None:
     """Join the processes of a launcher, over NCCL with GPUs and over gloo without.
 
     Args:
-        cfg (Config): the config; without GPUs its model wrapper is set, since mmengine's default names a GPU.
+        cfg (Config): the config; without GPUs its model wrapper is set, because mmengine's default names a GPU.
         launcher (str): none, pytorch, slurm or mpi.
 
     Raises:

@@ -13,9 +13,12 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from ..backbone import SwinTransformerV2
-from ..checkpoints.files import CheckpointError, printable
+from ..checkpoints.files import CheckpointError
+from ..checkpoints.fitting import NOT_BUILT, Fitted, all_finite, fit_weights, is_within
 from ..checkpoints.formats import COMPUTED, unwrap
-from ..checkpoints.loading import UNBUILT, all_finite, convert_with_windows, count, fit, is_in, naming, some
+from ..checkpoints.loading import convert_with_windows, named_in_errors
+from ..checkpoints.report import describe_tensors, first_of
+from ..messages import printable
 
 MISSING = 'not in the file, or in another shape'
 
@@ -31,9 +34,7 @@ class ModelReport(NamedTuple):
     initial: dict[str, str]  # names in the model that stay at their initial value: why
 
     def __str__(self):
-        lines = [f'Loaded {self.source} into {self.model}']
-        for title in ('loaded', 'converted', 'left out', 'initial'):
-            lines.append(f'  {title.ljust(9)}  {count(getattr(self, title.replace(" ", "_")))}')
+        lines = [f'Loaded {self.source} into {self.model}', *(f'  {line}' for line in describe_tensors(self, 9))]
         return '\n'.join(map(printable, lines))
 
 
@@ -45,14 +46,14 @@ def load_model(
     transfer: bool = False,
     allow_missing: Sequence[str] = (),
 ) -> ModelReport:
-    """Load all weights of a model, and log a report. Backbones may be of any layout that `load_pretrained` takes.
+    """Load all weights of a model, and log a report. Its backbones may have any format that `load_pretrained` takes.
 
     Args:
         model (nn.Module): a detector or segmentor, or the wrapper that distributes one.
-        checkpoint (Mapping): what `read_checkpoint` gives.
+        checkpoint (Mapping): what `read_checkpoint` returns.
         source (str): the path or URL, for messages; its name may say the windows of a backbone.
         transfer (bool): whether heads may be left out, as where a detector is fine-tuned on other classes; backbones
-            must be whole all the same.
+            must be whole in any case.
         allow_missing (Sequence[str]): names of parameters or modules in a backbone that may stay at their initial
             value in a transfer, e.g. ``backbone.patch_embed.proj``; or a whole ``backbone``.
 
@@ -63,14 +64,14 @@ def load_model(
         CheckpointError: a weight is missing, unknown, of another shape or no finite number; the model is as it was.
     """
     model = unwrapped(model)
-    with naming(source):
+    with named_in_errors(source):
         before = {name: value.detach().to('cpu', copy=True) for name, value in model.state_dict().items()}
         for name in allow_missing:
-            if not any(is_in(other, (name,)) for other in before):
+            if not any(is_within(other, (name,)) for other in before):
                 raise CheckpointError(f'allow_missing names {name!r}, and the model has no such parameter or module')
         weights, report = _fit_model(model, checkpoint, source, transfer, tuple(allow_missing) if transfer else ())
         try:
-            # The hosts' modules may rename what older versions of them wrote: what fits shows when it is loaded.
+            # The hosts' modules may rename what their older versions wrote, so only loading shows what fits.
             missing, unexpected = model.load_state_dict(weights, strict=False)
             report = _completed(report, before, missing, unexpected)
             _check_whole(report, _backbones(model) or ['backbone'], transfer, allow_missing)
@@ -84,7 +85,7 @@ def load_model(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """A model out of what distributes it, or augments its images at test time."""
+    """The model inside what distributes it, or augments its images at test time."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
@@ -96,32 +97,23 @@ def _backbones(model):
 
 
 def _fit_model(model, checkpoint, source, transfer, allow_missing):
-    """The weights to load, backbones in our layout, and the report of these as far as it is known before."""
+    """The weights to load, backbones by our names, and the report of these as far as it is known before."""
     held, own = checkpoint.get('state_dict'), model.state_dict()
     tensors = unwrap({'state_dict': held} if isinstance(held, Mapping) else checkpoint)[0]
     tensors = _without_prefix(tensors, own)
     weights, converted, left_out, initial = OrderedDict(), {}, {}, {}
     backbones = _backbones(model)
-    if not any(is_in(name, list(backbones)) for name in tensors) and '' not in backbones:
+    if not any(is_within(name, backbones) for name in tensors) and '' not in backbones:
         backbones = {}  # a module may know its weights by other names, as mmdet's semi-supervised detectors do
     for path, backbone in backbones.items():
         prefix = f'{path}.' if path else ''
         inside = {name[len(prefix) :]: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-        allowed = [name[len(prefix) :] for name in allow_missing if name.startswith(prefix)]
-        try:
-            fitted, rearranged, without, kept = fit(backbone, *convert_with_windows(inside, os.fspath(source)), allowed)
-            if kept and not transfer:
-                raise CheckpointError(f'it lacks {some(list(kept))}')
-        except CheckpointError as error:
-            if not is_in(path, allow_missing):
-                raise CheckpointError(f'{path or "the model"}: {error}') from None
-            kept = dict.fromkeys(backbone.state_dict(), 'allowed by allow_missing')
-            fitted, rearranged, without = {}, {}, dict.fromkeys(inside, 'of no backbone that fits')
-        for ours, those in ((weights, fitted), (converted, rearranged), (left_out, without), (initial, kept)):
-            ours.update({prefix + name: value for name, value in those.items()})
+        fitted = _fit_backbone(backbone, path, inside, source, transfer, allow_missing)
+        for ours, part in zip((weights, converted, left_out, initial), fitted):
+            ours.update({prefix + name: value for name, value in part.items()})
     for name, value in tensors.items():
         if name in own and own[name].shape != value.shape:
-            if not transfer or (is_in(name, ('backbone',)) and not is_in(name, allow_missing)):
+            if not transfer or (is_within(name, ('backbone',)) and not is_within(name, allow_missing)):
                 raise CheckpointError(
                     f'{name} has shape {tuple(value.shape)}, not {tuple(own[name].shape)}: it is not of this config'
                 )
@@ -135,8 +127,24 @@ def _fit_model(model, checkpoint, source, transfer, allow_missing):
     return weights, report
 
 
+def _fit_backbone(backbone, path, tensors, source, transfer, allow_missing):
+    """Fit the tensors of a backbone at some path in the model, by their names in it."""
+    prefix = f'{path}.' if path else ''
+    allowed = [name[len(prefix) :] for name in allow_missing if name.startswith(prefix)]
+    try:
+        fitted = fit_weights(backbone, *convert_with_windows(tensors, os.fspath(source)), allowed)
+        if fitted.initial and not transfer:
+            raise CheckpointError(f'it lacks {first_of(list(fitted.initial))}')
+        return fitted
+    except CheckpointError as error:
+        if not is_within(path, allow_missing):
+            raise CheckpointError(f'{path or "the model"}: {error}') from None
+    initial = dict.fromkeys(backbone.state_dict(), 'allowed by allow_missing')
+    return Fitted({}, {}, dict.fromkeys(tensors, 'of no backbone that fits'), initial)
+
+
 def _without_prefix(tensors, own):
-    """Tensors by the names that the model has for them, without what wrappers and training code put before."""
+    """Tensors by their names in the model, without prefixes of wrappers and training code."""
     for prefix in ('module.', 'model.', 'model.module.', '_orig_mod.'):
         stripped = {name[len(prefix) :] if name.startswith(prefix) else name: value for name, value in tensors.items()}
         if not any(name in own for name in tensors) and any(name in own for name in stripped):
@@ -145,7 +153,7 @@ def _without_prefix(tensors, own):
 
 
 def _completed(report, before, missing, unexpected):
-    """The report, with what loading showed."""
+    """The report, completed by what loading showed."""
     initial, left_out = dict(report.initial), dict(report.left_out)
     for name in missing:
         initial.setdefault(name, MISSING)
@@ -155,27 +163,27 @@ def _completed(report, before, missing, unexpected):
 
 
 def _check_whole(report, backbones, transfer, allow_missing):
-    """Check that nothing stayed initial that must not, and that the file of a whole model has no more.
+    """Check that nothing stayed initial that must not, and that the file of a whole model holds nothing else.
 
-    In a transfer a backbone that is there was checked before: it may lack output norms.
+    In a transfer, a backbone of the file was checked before: it may lack output norms.
     """
     lacking = [name for name in report.initial if not name.endswith('num_batches_tracked')]
     if transfer:
-        lacking = [name for name in lacking if report.initial[name] == MISSING and is_in(name, list(backbones))]
-        lacking = [name for name in lacking if not is_in(name, allow_missing)]
+        lacking = [name for name in lacking if report.initial[name] == MISSING and is_within(name, list(backbones))]
+        lacking = [name for name in lacking if not is_within(name, allow_missing)]
     if lacking:
         cure = 'it is damaged, or not of this config'
-        loaded = [name for name in report.loaded if not name.endswith('pretrained_windows')]  # which are never missing
-        if not any(is_in(name, list(backbones)) for name in loaded):
-            cure += '; the weights of a backbone alone are loaded by --checkpoint'
-        raise CheckpointError(f'it lacks {some(lacking)}: {cure}')
-    unknown = [name for name, why in report.left_out.items() if why not in (COMPUTED, UNBUILT)]
+        loaded = [name for name in report.loaded if not name.endswith('pretrained_windows')]  # it is never missing
+        if not any(is_within(name, list(backbones)) for name in loaded):
+            cure += '; --checkpoint loads the weights of a backbone alone'
+        raise CheckpointError(f'it lacks {first_of(lacking)}: {cure}')
+    unknown = [name for name, why in report.left_out.items() if why not in (COMPUTED, NOT_BUILT)]
     if unknown and not transfer:
-        raise CheckpointError(f'it has {some(unknown)}, which the model does not have: it is not of this config')
+        raise CheckpointError(f'it has {first_of(unknown)}, which the model does not have: it is not of this config')
 
 
 def _check_kind(name, value: Tensor, own: Tensor):
-    """Check that a tensor has values, finite ones of the kind that the model has."""
+    """Check that a tensor has values of the kind that the model has, and that they are finite."""
     kinds = [(held.is_floating_point(), held.is_complex(), held.dtype == torch.bool) for held in (value, own)]
     if value.is_meta or value.layout != own.layout or kinds[0] != kinds[1]:
         raise CheckpointError(f'{name} is {value.dtype} ({value.layout}), not {own.dtype}: it is damaged')

@@ -31,12 +31,13 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Args:
         optim_wrapper_cfg (dict): the optim wrapper, with an ``optimizer`` that has ``lr`` and ``weight_decay``.
         paramwise_cfg (dict, optional): ``decay_rate`` (float, 1 by default), the learning rate of a block over that of
-            the next one; and ``custom_keys`` (dict), for parts of parameter names a dict with ``lr_mult`` and
-            ``decay_mult``, which multiply what the parameter has otherwise. The longest part that is in a name counts.
+            the next one; and ``custom_keys`` (dict), which maps parts of parameter names to dicts with ``lr_mult`` and
+            ``decay_mult``, which multiply the parameter's learning rate and weight decay. The longest part in a name
+            counts.
 
     Raises:
-        ValueError: an option is unknown or out of its range; on building the optimizer also if a key of
-            ``custom_keys`` is in the name of no parameter, or the model has no `SwinTransformerV2`.
+        ValueError: an option is unknown or out of range; on building the optimizer also if a key of ``custom_keys`` is
+            in no parameter name, or the model has no `SwinTransformerV2`.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -49,7 +50,9 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         options.update({name: value for name, value in (paramwise_cfg or {}).items() if value is not None})
         super().__init__(optim_wrapper_cfg, options)
-        self.optimizer_cfg = dict(self.optimizer_cfg)  # a ConfigDict makes ones of the groups, which no compiler reads
+        self.optimizer_cfg = dict(
+            self.optimizer_cfg
+        )  # of a ConfigDict groups become ConfigDicts, which fail to compile
         self.decay_rate, self.custom_keys = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['custom_keys']
         if self.base_lr is None or self.base_wd is None:
             raise ValueError(f'optimizer must have lr and weight_decay, got {self.optimizer_cfg!r}')
@@ -72,7 +75,7 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
         parameters = dict(module.named_parameters())
         for key in self.custom_keys:
             if not any(key in name for name in parameters):
-                raise ValueError(f'custom_keys has {key!r}, which is part of no parameter name: correct or drop it')
+                raise ValueError(f'custom_keys has {key!r}, which is in no parameter name: correct or drop it')
         distances = distances_to_head(module)
         members = defaultdict(list)
         for name, parameter in parameters.items():
@@ -96,11 +99,11 @@ def has_weight_decay(name: str, parameter: Tensor) -> bool:
 
 
 def distances_to_head(model: nn.Module) -> dict[str, int]:
-    """How many layers each parameter of the backbones is away from what follows them, by name in the model.
+    """How many layers each parameter of the backbones is away from the head, by name in the model.
 
     As in the official SimMIM fine-tuning: 1 for the last block, one more for each block before it, counted through all
-    stages, and one more for the patch embedding. A patch merging goes with the block before it, an output norm with
-    what follows the backbone, at 0.
+    stages, and one more for the patch embedding. A patch merging counts with the block before it, and an output norm is
+    left out: it goes with the head.
 
     Raises:
         ValueError: the model has no `SwinTransformerV2`.

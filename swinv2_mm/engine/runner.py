@@ -1,8 +1,8 @@
-"""mmengine's Runner, made so that a run that ends early is resumed as if it had not ended.
+"""A Runner of mmengine that resumes an interrupted run as if it had not been interrupted.
 
 Checkpoints are whole or absent, and one stays until the next is whole. Training draws its random numbers by position,
-not by history: an iteration and a sample are seeded by where they stand in the run, so nothing of the generators needs
-to be saved, and what was trained before is not loaded again.
+not by history: an iteration and a sample are seeded by their place in the run, so no state of a generator needs to be
+saved, and data that was trained on before is not loaded again.
 """
 
 from __future__ import annotations
@@ -27,32 +27,35 @@ from mmengine.utils import digit_version
 
 from ..checkpoints.files import CheckpointError
 from ..checkpoints.formats import unwrap
-from ..checkpoints.loading import naming
+from ..checkpoints.loading import named_in_errors
 from ..messages import first_line
-from .launch import find_resume
+from ..writing import whole
 from .model_weights import load_model
+from .run_folder import find_resume
 from .seeding import SeedHook, number_batches
 from .training_state import check_progress, check_training_state, count_states, unresumable
 
-PARTIAL = '.checkpoint.partial'  # of one that is being written; a killed run leaves it, and the next one replaces it
+PARTIAL = '.checkpoint.partial'  # while it is written; a killed run leaves it, and the next one replaces it
 DISK_IS_FULL_OR_READ_ONLY = errno.ENOSPC, errno.EDQUOT, errno.EROFS
 OF_A_RUN = re.compile(r'(iter|epoch)_\d+\.pth')
-ADVANCES = digit_version(mmengine.__version__) >= digit_version('0.10.3')  # a resumed loop loads what was trained
+FAST_FORWARDS = digit_version(mmengine.__version__) >= digit_version(
+    '0.10.3'
+)  # resumed loops first load trained batches
 
 
 @RUNNERS.register_module()
 class SwinV2Runner(Runner):
     """A Runner whose checkpoints are whole and whose resumed runs equal uninterrupted ones.
 
-    A config names it by ``runner_type = 'SwinV2Runner'``. Its ``allow_missing``, a list of names, says which parts of
-    the model may be missing in what ``load_from`` names.
+    A config names it with ``runner_type = 'SwinV2Runner'``. The config's ``allow_missing``, a list of names, says which
+    parts of the model the checkpoint of ``load_from`` may lack.
     """
 
-    _ahead = (None, None)  # a checkpoint that was read and is not loaded yet: its name, what it holds
+    _ahead = (None, None)  # a checkpoint that was read and is not loaded yet: its name and what it holds
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> SwinV2Runner:
-        """Build a runner from a config, and its folder.
+        """Build a runner from a config, and make its folder.
 
         Raises:
             CheckpointError: the disk is full or read-only.
@@ -61,7 +64,7 @@ class SwinV2Runner(Runner):
             return super().from_cfg(cfg)
 
     def register_hooks(self, default_hooks=None, custom_hooks=None) -> None:
-        """Register those of the config, and two that a run needs."""
+        """Register the hooks of the config, and two that every run needs."""
         super().register_hooks(default_hooks, custom_hooks)
         self.outdated = {}  # what removes a checkpoint, by its path
         self.register_hook(SeedHook())
@@ -77,7 +80,7 @@ class SwinV2Runner(Runner):
             return super().train()
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """Build the training loop, whose first batch is the one after those that a resumed run has trained."""
+        """Build the training loop. Of a resumed run it starts with the batch after the last trained one."""
         if not isinstance(loop, dict):
             return super().build_train_loop(loop)
         epoch, iteration = self._resume_progress()
@@ -85,7 +88,7 @@ class SwinV2Runner(Runner):
         config = self._train_dataloader
         if isinstance(config, dict):
             differs = self._randomness_cfg.get('diff_rank_seed', False)
-            loader = self.build_dataloader(config, seed=self.seed - self.rank * differs)  # all ranks draw the same
+            loader = self.build_dataloader(config, seed=self.seed - self.rank * differs)  # the same for all ranks
         else:
             loader = config
         skip = iteration if endless else max(0, iteration - epoch * len(loader))
@@ -95,12 +98,12 @@ class SwinV2Runner(Runner):
         self._train_dataloader = config
         if hasattr(loop, 'fast_forward_on_resume'):  # OneDL's
             loop.fast_forward_on_resume = True
-        elif iteration and ADVANCES and isinstance(loop, IterBasedTrainLoop):
+        elif iteration and FAST_FORWARDS and isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = itertools.chain(itertools.repeat(None, iteration), loop.dataloader_iterator)
         return loop
 
     def _resume_progress(self):
-        """Epoch and iteration of the checkpoint to resume, whose seed becomes that of the run."""
+        """Epoch and iteration of the checkpoint to resume. Its seed becomes that of the run."""
         if self._resume and self._load_from is None:
             found = any(OF_A_RUN.fullmatch(path.name) for path in Path(self.work_dir).glob('*.pth'))
             self._load_from = find_resume(self.work_dir, 'auto') if found else find_latest_checkpoint(self.work_dir)
@@ -148,8 +151,7 @@ class SwinV2Runner(Runner):
         except CheckpointError:
             raise
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-            reason = first_line(e)
-            raise unresumable(filename, f'{type(e).__name__}: {reason}') from e
+            raise unresumable(filename, f'{type(e).__name__}: {first_line(e)}') from e
 
     def load_checkpoint(
         self,
@@ -158,7 +160,7 @@ class SwinV2Runner(Runner):
         strict: bool = False,
         revise_keys: Sequence[tuple[str, str]] = ((r'^module\.', ''),),
     ) -> dict:
-        """Load the weights of a checkpoint, all or those that a transfer takes, onto the model's device.
+        """Load the weights of a checkpoint, all of them or those that a transfer takes, onto the model's device.
 
         Raises:
             CheckpointError: it can't be read or does not fit; then the model is as before.
@@ -166,7 +168,7 @@ class SwinV2Runner(Runner):
         checkpoint = self._read(filename)
         self._ahead = (None, None)
         if not isinstance(checkpoint.get('state_dict'), Mapping):  # which hooks expect
-            with naming(filename):
+            with named_in_errors(filename):
                 checkpoint = dict(state_dict=unwrap(checkpoint)[0])
         for pattern, by in revise_keys:
             _rename(checkpoint['state_dict'], pattern, by)
@@ -205,18 +207,12 @@ class SwinV2Runner(Runner):
         if file_client_args or not isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
             super().save_checkpoint(out_dir, filename, **options)
             return
-        path, partial = os.path.join(out_dir, filename), os.path.join(out_dir, PARTIAL)
+        path = os.path.join(out_dir, filename)
         try:
-            super().save_checkpoint(out_dir, PARTIAL, **options)
-            _sync(partial)
-            os.replace(partial, path)
+            with whole(Path(path), PARTIAL, sync=True):
+                super().save_checkpoint(out_dir, PARTIAL, **options)
         except OSError as error:
             raise _unwritable(path, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                os.remove(partial)
-        with contextlib.suppress(OSError):  # not all file systems do that for a folder
-            _sync(out_dir)
         self.outdated.pop(path, None)
 
 
@@ -251,7 +247,7 @@ def _rename(weights, pattern, by):
 
 @contextlib.contextmanager
 def _disk_errors(folder):
-    """Whatever fails for want of room, as a log, in one line."""
+    """Turn an error of a full or read-only disk, also on writing a log, into one line."""
     try:
         yield
     except OSError as error:
@@ -260,22 +256,13 @@ def _disk_errors(folder):
         raise _unwritable(error.filename or folder, error) from error
 
 
-def _sync(path):
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _unwritable(path, error):
     reason = error.strerror or error
     return CheckpointError(f'{path} cannot be written: {reason}: make room or allow it, and continue with --resume')
 
 
 class LateRemovalHook(Hook):
-    """Has checkpoint hooks remove an old file after the new one is whole, and not before it is written."""
+    """Makes checkpoint hooks remove an old file only after the new one is whole."""
 
     priority = 'LOWEST'  # after checkpoint hooks
 
@@ -297,14 +284,14 @@ class LateRemovalHook(Hook):
 
 
 class _LateRemoval:
-    """A file backend that notes what it is asked to remove."""
+    """A file backend that notes what it is asked to remove, for later."""
 
     def __init__(self, backend, outdated):
         self._backend = backend
         self._outdated = outdated
 
     def __getattr__(self, name):
-        if name == '_backend':  # of a copy that is being made
+        if name == '_backend':  # while it is copied
             raise AttributeError(name)
         return getattr(self._backend, name)
 

@@ -1,6 +1,6 @@
-"""Random numbers of training by position: an iteration and a sample are seeded by where they stand in the run.
+"""Random numbers of training by position: an iteration and a sample are seeded by their place in the run.
 
-So a resumed run draws what the uninterrupted one would have drawn, whatever was drawn before, and by which worker.
+So a resumed run draws what the uninterrupted one would have drawn, whatever was drawn before and by whichever worker.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def seed_generators(seed: int, *position: int, seed_torch: Callable[[int], objec
 
     Args:
         seed (int): of the run.
-        position (int): of what is to be random, of any length.
-        seed_torch (Callable): of all devices by default.
+        position (int): any number of ints that tell what is seeded.
+        seed_torch (Callable): seeds PyTorch, by default on all devices.
     """
     words = np.random.SeedSequence(seed, spawn_key=position).generate_state(4)
     random.seed(words.tobytes())
@@ -39,7 +39,7 @@ def seed_generators(seed: int, *position: int, seed_torch: Callable[[int], objec
 
 
 def number_batches(loader: DataLoader, seeds: tuple[int, int], first: int, skip: int, endless: bool) -> None:
-    """Have a data loader seed every sample by the number of its batch since the start of training, and its place.
+    """Make a data loader seed every sample by the number of its batch in the run, and by its place in the batch.
 
     Args:
         loader (DataLoader): of training, before it is iterated.
@@ -49,7 +49,7 @@ def number_batches(loader: DataLoader, seeds: tuple[int, int], first: int, skip:
         endless (bool): whether the loader starts again at the end of the data.
     """
     object.__setattr__(loader, 'batch_sampler', NumberedBatches(loader.batch_sampler, first, skip, endless))
-    if hasattr(loader.dataset, '__dict__'):  # a list, which has none, draws no random numbers
+    if hasattr(loader.dataset, '__dict__'):  # a list has none, and draws no random numbers
         loader.dataset.__getitems__ = SeededSamples(loader.dataset, seeds)
 
 
@@ -60,12 +60,12 @@ class _Batch(list):
 
 
 class NumberedBatches:
-    """A batch sampler whose batches know their number. What else it is asked for, the wrapped one answers.
+    """A batch sampler whose batches know their number. Its other attributes are those of the wrapped one.
 
     Args:
         batches (Iterable[list[int]]): the wrapped batch sampler.
-        number (int): of the first batch that it gives.
-        skip (int): how many batches it leaves out at first.
+        number (int): number of the first batch that it yields.
+        skip (int): how many batches it skips first.
         endless (bool): whether it starts again at the end, in the sampler's next epoch.
     """
 
@@ -76,7 +76,7 @@ class NumberedBatches:
         self.endless = endless
 
     def __getattr__(self, name):
-        if name == 'batches':  # of a copy that is being made
+        if name == 'batches':  # while it is copied
             raise AttributeError(name)
         return getattr(self.batches, name)
 
@@ -107,7 +107,7 @@ class NumberedBatches:
 
 
 class SeededSamples:
-    """What loads the samples of a batch, each with random numbers of its own, in a worker or in the main process.
+    """Loads the samples of a batch, each with random numbers of its own, in a worker or in the main process.
 
     Args:
         dataset (Dataset): of training.
@@ -120,7 +120,7 @@ class SeededSamples:
         self.seeds = seeds
 
     def __call__(self, batch: Sequence[int]) -> list:
-        if self.load_batch is not None:  # the data set loads its batches itself
+        if self.load_batch is not None:  # the data set loads whole batches itself
             self._seed(getattr(batch, 'number', None), 0)
             return self.load_batch(batch)
         return [self._load(index, getattr(batch, 'number', None), place) for place, index in enumerate(batch)]
@@ -130,5 +130,5 @@ class SeededSamples:
         return self.dataset[index]
 
     def _seed(self, number, place):
-        if number is not None:  # else of another loader of the same data
+        if number is not None:  # else the batch is of another loader of the same data
             seed_generators(*self.seeds, number, place, seed_torch=torch.default_generator.manual_seed)

@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
 
 from ..checkpoints.files import CheckpointError
-from ..checkpoints.loading import all_finite
+from ..checkpoints.fitting import all_finite
 from ..messages import first_line
 
 MAX_COUNT = 2**32 - 1  # of iterations, and the largest seed that NumPy takes
@@ -20,21 +20,25 @@ OF_PARAMETER_SHAPE = 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer
 
 
 def check_progress(checkpoint: Mapping, source: str) -> Mapping:
-    """Check how far a checkpoint says that its run is.
+    """Check that a checkpoint says how far its run got.
+
+    Args:
+        checkpoint (Mapping): what the file holds.
+        source (str): its name, for the message.
 
     Returns:
         Mapping: its ``meta``, with ``epoch`` and ``iter``.
 
     Raises:
-        CheckpointError: it does not say so.
+        CheckpointError: epoch, iteration or seed is missing or out of range.
     """
     meta = checkpoint.get('meta')
     with _checking(source):
-        _require(isinstance(meta, Mapping), f'its meta is {_short(meta)} and no dict')
+        _require(isinstance(meta, Mapping), f'its meta is {_short(meta)}, not a dict')
         for name in ('epoch', 'iter'):
-            _require(_is_count(meta.get(name)), f'its {name} is {_short(meta.get(name))} and not 0 to {MAX_COUNT}')
+            _require(_is_count(meta.get(name)), f'its {name} is {_short(meta.get(name))}, not 0 to {MAX_COUNT}')
         seed = meta.get('seed')
-        _require(seed is None or _is_count(seed), f'its seed is {_short(seed)} and not 0 to {MAX_COUNT}')
+        _require(seed is None or _is_count(seed), f'its seed is {_short(seed)}, not 0 to {MAX_COUNT}')
     return meta
 
 
@@ -73,7 +77,7 @@ def check_training_state(
 
 
 def count_states(optim_wrapper: OptimWrapper | OptimWrapperDict) -> int:
-    """For how many parameters an optimizer has a state, by which a checkpoint shows that none got lost."""
+    """For how many parameters an optimizer has state. A checkpoint stores it, to show that no state was lost."""
     wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
     return sum(len(wrapper.optimizer.state) for wrapper in wrappers)
 
@@ -84,14 +88,13 @@ def _checking(source):
         yield
     except ValueError as error:
         raise unresumable(source, error) from None
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:  # of values of any kind
-        reason = first_line(error)
-        raise unresumable(source, f'{type(error).__name__}: {reason}') from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:  # values may be anything
+        raise unresumable(source, f'{type(error).__name__}: {first_line(error)}') from error
 
 
 def unresumable(source: str, reason: object) -> CheckpointError:
-    """The error of a checkpoint that a run of this config cannot go on from."""
-    cure = 'resume another one, or start anew from its weights by load_from'
+    """The error of a checkpoint from which a run of this config cannot continue."""
+    cure = 'resume another one, or start from its weights with load_from'
     return CheckpointError(f'checkpoint {source} cannot be resumed with this config: {reason}: {cure}')
 
 
@@ -109,12 +112,12 @@ def _is_finite(value):
 
 
 def _short(value):
-    """A value of a file as part of one line."""
+    """A value from a file, short enough for a message of one line."""
     return repr(value)[:40] if isinstance(value, (int, float, str, type(None))) else f'a {type(value).__name__}'
 
 
 def _by_name(ours, theirs, key):
-    """Two dicts with the same names; one that is none gets the name None."""
+    """Two dicts with the same keys, of ours and of the file's; what is not a dict becomes one with the key None."""
     if not isinstance(ours, (dict, OptimWrapperDict)):
         return {None: ours}, {None: theirs}
     ours = dict(ours.items())
@@ -133,21 +136,21 @@ def _check_message_hub(hub):
 
 
 def _check_averaged(averaged, weights):
-    """Check that of two state dicts, the averaged weights and the others, one is as whole as the other.
+    """Check that averaged weights are of the same names, shapes and dtypes as the plain ones, and finite.
 
-    mmengine's EMA hook saves a count of its steps, and the names of a wrapped model.
+    mmengine's EMA hook saves its step count too, and the names have the prefix of a wrapped model.
     """
     whole = isinstance(averaged, Mapping) and isinstance(weights, Mapping)
     theirs = {name[len('module.') :]: value for name, value in averaged.items() if name != 'steps'} if whole else {}
-    _require(whole and set(theirs) == set(weights), 'its averaged weights are not of the same names as the others')
+    _require(whole and set(theirs) == set(weights), 'its averaged weights have other names than the plain ones')
     for name, value in theirs.items():
         fits = isinstance(value, Tensor) and (value.shape, value.dtype) == (weights[name].shape, weights[name].dtype)
-        _require(fits, f'{name} of its averaged weights has another shape or type than the other')
+        _require(fits, f'{name} of its averaged weights has another shape or dtype than the plain one')
         _require(all_finite(value), f'{name} of its averaged weights is not finite')
 
 
 def _check_optimizer(saved, optimizer, started):
-    """Check a state dict of an optimizer; ``started`` says whether it has made a step."""
+    """Check the state dict of an optimizer; ``started`` says whether it has made a step."""
     state, groups = (saved.get('state'), saved.get('param_groups')) if isinstance(saved, Mapping) else (None, None)
     _require(isinstance(state, Mapping) and isinstance(groups, list), 'its optimizer has no state and param_groups')
     ours = optimizer.param_groups
@@ -160,16 +163,19 @@ def _check_optimizer(saved, optimizer, started):
         _require(sizes[0] == sizes[1], f'group {i} of its optimizer has {sizes[0]} parameters, and here {sizes[1]}')
         for name, value in own.items():
             if isinstance(value, float):
-                _require(_is_finite(group.get(name)), f'{name} of group {i} is {_short(group.get(name))} and no number')
+                _require(
+                    _is_finite(group.get(name)),
+                    f'{name} of group {i} is {_short(group.get(name))}, not a finite number',
+                )
         parameters.update(zip(indices, own['params']))
     is_adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
     expected = {'step', 'exp_avg', 'exp_avg_sq'} if is_adam else set()
     _require(state or not is_adam or not started, 'the state of its optimizer is empty')
     for index, entry in state.items():
         _require(index in parameters, f'its optimizer has a state of parameter {_short(index)}, which is in no group')
-        _require(isinstance(entry, Mapping) and expected <= set(entry), f'the state of parameter {index} is not whole')
+        _require(isinstance(entry, Mapping) and expected <= set(entry), f'the state of parameter {index} is incomplete')
         for name in expected:
-            _require(isinstance(entry[name], (Tensor, int, float)), f'{name} of parameter {index} is no number')
+            _require(isinstance(entry[name], (Tensor, int, float)), f'{name} of parameter {index} is not a number')
         for name, value in entry.items():
             _check_state(value, name, parameters[index].shape, f'{name} of parameter {index} in its optimizer')
 
@@ -181,7 +187,7 @@ def _check_state(value, name, shape, what):
         _require(all_finite(value), f'{what} is not finite')
     else:
         missing = name in OF_PARAMETER_SHAPE and value is not None
-        _require(not missing, f'{what} is {_short(value)} and no tensor')
+        _require(not missing, f'{what} is {_short(value)}, not a tensor')
         _require(not isinstance(value, float) or math.isfinite(value), f'{what} is not finite')
 
 
@@ -194,7 +200,7 @@ def _check_schedulers(saved, schedulers):
         for name, least in (('last_step', -1), ('_global_step', 0)):  # -1: a scheduler that has not begun
             value = state.get(name) if isinstance(state, Mapping) else None
             whole = isinstance(value, int) and value >= least
-            _require(whole, f'{name} of its parameter scheduler {i} is {_short(value)} and not {least} or more')
+            _require(whole, f'{name} of its parameter scheduler {i} is {_short(value)}, not {least} or more')
         for name, own in schedulers[i].state_dict().items():
             value = state.get(name, own)
             if name == 'param_name':
@@ -205,7 +211,7 @@ def _check_schedulers(saved, schedulers):
 
 
 def _is_like(value, own):
-    """Whether a value of a file is of the kind of our own, and a finite number where ours is one."""
+    """Whether a value from a file has the type of our own, and is a finite number if ours is a number."""
     if isinstance(own, (int, float)) and not isinstance(own, bool):
         return _is_finite(value)
     return own is None or type(value) is type(own)

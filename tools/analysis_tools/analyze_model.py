@@ -96,7 +96,7 @@ def build(model: str, window_size: Sequence[int] | None = None, with_cp: bool = 
     if backbone.get('type') != 'SwinTransformerV2':
         raise ValueError(f'model.backbone of {model} is {backbone.get("type")!r}, not SwinTransformerV2')
     if window_size:
-        backbone.window_size = window_size[0] if len(window_size) == 1 else list(window_size)
+        backbone.window_size = list(window_size)
     if with_cp:
         backbone.with_cp = True
     check_backbone(cfg)

@@ -19,8 +19,9 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from swinv2_mm import CheckpointError
-from swinv2_mm.checkpoints.loading import check_complete, naming, read_weights
+from swinv2_mm import CheckpointError, SwinTransformerV2
+from swinv2_mm.checkpoints.fitting import check_complete
+from swinv2_mm.checkpoints.loading import named_in_errors, read_weights
 from swinv2_mm.engine.launch import bad_input
 from swinv2_mm.position_bias import POSITION_BIASES, ContinuousPositionBias, LinearContinuousPositionBias, resize_table
 from swinv2_mm.writing import whole
@@ -50,8 +51,8 @@ def read_position_bias(source, stage: int, block: int, head: int) -> ContinuousP
         CheckpointError: the file does not load, has no such head, no position MLP, or does not say its windows.
     """
     converted, windows = read_weights(source)
-    with naming(source):
-        kind = check_complete(converted, windows)['position_bias']
+    with named_in_errors(source):
+        kind = check_complete(converted, windows, SwinTransformerV2)['position_bias']
     if kind == 'parameterized':
         raise CheckpointError(f'{source} has a learned table of biases ({kind}) and no position MLP to evaluate')
     if windows.pretrained_window_sizes is None:

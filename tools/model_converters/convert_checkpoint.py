@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
-from swinv2_mm import CheckpointError
-from swinv2_mm.arch import parse_arch
+from swinv2_mm import CheckpointError, SwinTransformerV2
+from swinv2_mm.arch import parse_arch, per_stage
 from swinv2_mm.checkpoints.files import check_suffix, write_checkpoint
-from swinv2_mm.checkpoints.formats import export, export_config
-from swinv2_mm.checkpoints.loading import check_complete, naming, read_weights
-from swinv2_mm.checkpoints.windows import MAX_WINDOW
+from swinv2_mm.checkpoints.fitting import check_complete
+from swinv2_mm.checkpoints.formats import EXPORTS, export, export_config
+from swinv2_mm.checkpoints.loading import named_in_errors, read_weights
 from swinv2_mm.engine.launch import PREFIX_HELP, bad_input
-
-MAX_TABLE = 1024  # tokens: in official files each block has a table of (2W - 1)**2 offsets, here of 34 MB
+from swinv2_mm.position_bias import POSITION_BIASES
+from swinv2_mm.writing import whole
 
 
 def parse_args(argv=None):
@@ -33,11 +33,11 @@ def parse_args(argv=None):
         'exported/model.safetensors --to timm; timm and transformers then load the folder "exported" by its '
         'config.json',
     )
-    parser.add_argument('input', metavar='IN', help='path or URL of any Swin V2 checkpoint, also of a whole detector')
+    parser.add_argument('input', metavar='IN', help='path or URL of any Swin V2 checkpoint, or of a whole detector')
     parser.add_argument('output', metavar='OUT', help='file to write: .safetensors, .pth or .bin')
     parser.add_argument(
         '--to',
-        choices=('official', 'timm', 'transformers'),
+        choices=list(EXPORTS),
         help='the library to convert to (default: this one)',
     )
     parser.add_argument(
@@ -45,7 +45,7 @@ def parse_args(argv=None):
         type=int,
         nargs='+',
         metavar='N',
-        help='the windows that the position bias was trained with, one or one per stage, where nothing says them',
+        help='the pretrained windows, one or one per stage, for a checkpoint that does not say them',
     )
     parser.add_argument('--prefix', default='', metavar='NAME', help=PREFIX_HELP)
     return parser.parse_args(argv)
@@ -55,12 +55,10 @@ def choose_windows(inferred, given, num_stages, position_bias):
     """The pretrained windows per stage: those given, else those inferred.
 
     Raises:
-        CheckpointError: there are neither, or those given are no windows.
+        ValueError: there are neither, or those given are invalid.
     """
-    if given is not None and position_bias == 'parameterized':
-        raise CheckpointError(
-            'its tables of biases have the window in their shape: leave --pretrained-window-sizes out'
-        )
+    if given is not None and not POSITION_BIASES[position_bias].has_pretrained_window:
+        raise CheckpointError('the shape of its position bias shows the window: leave --pretrained-window-sizes out')
     if given is None:
         if inferred.pretrained_window_sizes is None:
             raise CheckpointError(
@@ -68,15 +66,11 @@ def choose_windows(inferred, given, num_stages, position_bias):
                 '16 16 16 8 for window 16 at 256 pixels'
             )
         return inferred.pretrained_window_sizes
-    if len(given) not in (1, num_stages) or not all(1 <= window <= MAX_WINDOW for window in given):
-        raise CheckpointError(
-            f'--pretrained-window-sizes must be 1 or {num_stages} numbers from 1 to {MAX_WINDOW}, got {given}'
-        )
-    return tuple(given) if len(given) == num_stages else (given[0],) * num_stages
+    return per_stage('--pretrained-window-sizes', given, num_stages)
 
 
 def write(weights, windows, to, out):
-    """Write weights in our layout, or in that of another library with the ``config.json`` it wants beside them.
+    """Write weights in our format, or in that of another library with the ``config.json`` that it wants beside them.
 
     Returns:
         int: the number of tensors written.
@@ -85,29 +79,46 @@ def write(weights, windows, to, out):
         CheckpointError: the other library cannot compute the backbone, or has no room for its windows; a
             ``config.json`` of other weights is there, or a file can't be written.
     """
-    if to == 'official' and max(windows) > MAX_TABLE:
-        raise CheckpointError(
-            f'official files hold tables of the windows, of {MAX_TABLE} tokens at most here, and these are {windows}: '
-            'convert to another format, or pass the right --pretrained-window-sizes'
-        )
     if to is None:
         write_checkpoint({**weights, 'pretrained_windows': torch.tensor(windows)}, out)
         return len(weights) + 1
-    written, config = export(weights, windows, to), export_config(weights, windows, to)
+    written, config, wrapper = export(weights, windows, to), export_config(weights, windows, to), EXPORTS[to].wrapper
+    in_file = {wrapper: written} if wrapper and out.suffix != '.safetensors' else written
     if config is None:
-        write_checkpoint(written if out.suffix == '.safetensors' else {'model': written}, out)
+        write_checkpoint(in_file, out)
         return len(written)
-    path, partial = out.parent / 'config.json', out.parent / 'config.json.partial'
+    path = out.parent / 'config.json'
     text = (json.dumps(config, indent=2) + '\n').encode()
     if path.exists() and path.read_bytes() != text:
         raise CheckpointError(f'{path} is there and describes other weights: choose another folder for OUT')
-    try:
+    with whole(path) as partial:  # which is there once the weights are
         partial.write_bytes(text)
-        write_checkpoint(written, out)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        write_checkpoint(in_file, out)
     return len(written)
+
+
+def print_result(args, converted, inferred, arguments, windows, count):
+    """Print what was read, what was left out and what was written, with warnings to the standard error."""
+    weights, last = converted.weights, len(windows) - 1
+    left_out = [f'{number} {why}' for why, number in Counter(converted.left_out.values()).items()]
+    if args.to:
+        norms = sum(name.startswith('norm') and not name.startswith(f'norm{last}.') for name in weights)
+        left_out += [f'{norms} of output norms, which {args.to} does not have'] if norms else []
+    if args.pretrained_window_sizes and inferred.origin and windows != inferred.pretrained_window_sizes:
+        print(
+            f'warning: {inferred.origin} says windows {inferred.pretrained_window_sizes}, and '
+            f'--pretrained-window-sizes {windows} are stored: the position bias is wrong unless they are right',
+            file=sys.stderr,
+        )
+    if args.to and EXPORTS[args.to].needs_last_norm and f'norm{last}.weight' not in weights:
+        print(
+            f'warning: {args.input} has no norm after its last stage: one is written as {args.to} needs it, untrained',
+            file=sys.stderr,
+        )
+    origin = '--pretrained-window-sizes' if args.pretrained_window_sizes else inferred.origin
+    print(f'read {args.input}: {converted.format}, arch={arguments["arch"]!r}')
+    print(f'pretrained windows {windows}, said by {origin}; left out: {", ".join(left_out) or "nothing"}')
+    print(f'wrote {count} tensors, {os.path.getsize(args.output) / 1e6:.1f} MB, to {args.output}')
 
 
 def main() -> int:
@@ -116,35 +127,15 @@ def main() -> int:
     try:
         check_suffix(out)
         converted, inferred = read_weights(args.input, args.prefix)
-        weights = converted.weights
-        with naming(args.input):
-            arguments = check_complete(converted, inferred)
+        with named_in_errors(args.input):
+            arguments = check_complete(converted, inferred, SwinTransformerV2)
             num_stages, position_bias = len(parse_arch(arguments['arch']).depths), arguments['position_bias']
             windows = choose_windows(inferred, args.pretrained_window_sizes, num_stages, position_bias)
         out.parent.mkdir(parents=True, exist_ok=True)
-        count = write(weights, windows, args.to, out)
+        count = write(converted.weights, windows, args.to, out)
     except (CheckpointError, OSError) as error:
         return bad_input(error)
-    last_norm = f'norm{num_stages - 1}.weight'
-    left_out = [f'{number} {why}' for why, number in Counter(converted.left_out.values()).items()]
-    if args.to:
-        norms = sum(name.startswith('norm') for name in weights) - 2 * (last_norm in weights)
-        left_out += [f'{norms} of output norms, which {args.to} does not have'] if norms else []
-    if args.pretrained_window_sizes and inferred.origin and windows != inferred.pretrained_window_sizes:
-        print(
-            f'warning: {inferred.origin} says windows {inferred.pretrained_window_sizes}, and '
-            f'--pretrained-window-sizes {windows} are stored: the position bias is wrong unless they are right',
-            file=sys.stderr,
-        )
-    if args.to == 'timm' and last_norm not in weights:
-        print(
-            f'warning: {args.input} has no norm after its last stage: one is written as timm needs it, untrained',
-            file=sys.stderr,
-        )
-    origin = '--pretrained-window-sizes' if args.pretrained_window_sizes else inferred.origin
-    print(f'read {args.input}: {converted.format}, arch={arguments["arch"]!r}')
-    print(f'pretrained windows {windows}, said by {origin}; left out: {", ".join(left_out) or "nothing"}')
-    print(f'wrote {count} tensors, {os.path.getsize(out) / 1e6:.1f} MB, to {out}')
+    print_result(args, converted, inferred, arguments, windows, count)
     return 0
 
 

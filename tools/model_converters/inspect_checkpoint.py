@@ -1,4 +1,4 @@
-"""Say what a checkpoint is, which windows it was trained with, and whether it loads, without building a model."""
+"""Say what a checkpoint is, which windows it was trained with, and whether it loads. It takes no memory for a model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import argparse
 import sys
 from collections import Counter
 
-from swinv2_mm import CheckpointError
+from swinv2_mm import CheckpointError, SwinTransformerV2
 from swinv2_mm.arch import parse_arch
-from swinv2_mm.checkpoints.loading import check_complete, naming, read_weights
+from swinv2_mm.checkpoints.fitting import check_complete
+from swinv2_mm.checkpoints.loading import named_in_errors, read_weights
 from swinv2_mm.engine.launch import PREFIX_HELP, bad_input
 
 DEFAULTS = dict(in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True, position_bias='log_cpb')
@@ -23,8 +24,9 @@ DEFAULTS = dict(in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True, posit
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='example: python tools/model_converters/inspect_checkpoint.py swinv2_base_patch4_window12to16_192to256_22kto1k_ft.pth; '
-        'the exit code is 0 if it loads, as its last line says, else 2',
+        epilog='example: python tools/model_converters/inspect_checkpoint.py '
+        'swinv2_base_patch4_window12to16_192to256_22kto1k_ft.pth; the exit code is 0 if it loads, as its last line '
+        'says, else 2',
     )
     parser.add_argument('file', metavar='FILE', help='path or URL of a checkpoint')
     parser.add_argument('--prefix', default='', metavar='NAME', help=PREFIX_HELP)
@@ -32,7 +34,7 @@ def parse_args(argv=None):
 
 
 def describe_tensors(converted) -> list[tuple[str, str]]:
-    """What there is to say without knowing the architecture."""
+    """Lines that do not depend on the architecture."""
     weights, left_out = converted.weights, Counter(converted.left_out.values())
     dtypes = sorted({str(value.dtype).replace('torch.', '') for value in weights.values()})
     norms = sorted({name.split('.')[0] for name in weights if name.startswith('norm')})
@@ -47,7 +49,7 @@ def describe_tensors(converted) -> list[tuple[str, str]]:
 
 
 def describe_backbone(arguments, windows) -> list[tuple[str, str]]:
-    """The architecture, the windows of each stage, and how to build the backbone."""
+    """Lines on the architecture, the windows of each stage, and how to build the backbone."""
     arch = parse_arch(arguments['arch'])
     stages = range(len(arch.depths))
     unknown = ('?',) * len(stages)
@@ -79,8 +81,8 @@ def main() -> int:
     try:
         converted, windows = read_weights(args.file, args.prefix)
         lines = describe_tensors(converted)
-        with naming(args.file):
-            arguments = check_complete(converted, windows)
+        with named_in_errors(args.file):
+            arguments = check_complete(converted, windows, SwinTransformerV2)
         lines += describe_backbone(arguments, windows)
     except CheckpointError as error:
         problem = error
