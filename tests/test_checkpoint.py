@@ -1,9 +1,14 @@
 """Loading checkpoints: whole or not at all."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import swinv2_mm
 from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
 from swinv2_mm.checkpoints import loading as checkpoint
 
@@ -226,3 +231,20 @@ def test_weights_of_another_precision_are_loaded_in_that_of_the_backbone(build_s
 def test_a_whole_detector_is_not_loaded_into(build_small):
     with pytest.raises(TypeError, match=r'got Sequential: pass model\.backbone'):
         load_pretrained(torch.nn.Sequential(build_small()), build_small().state_dict())
+
+
+def test_the_package_of_checkpoints_is_imported_without_the_backbone():
+    code = """
+import importlib, pkgutil, sys, types
+package = types.ModuleType('swinv2_mm')  # without its __init__, which imports all
+package.__path__ = [sys.argv[1]]
+sys.modules.update({'swinv2_mm': package, 'swinv2_mm.backbone': None, 'swinv2_mm.blocks': None})
+checkpoints = importlib.import_module('swinv2_mm.checkpoints')
+found = [one.name for one in pkgutil.walk_packages(checkpoints.__path__, 'swinv2_mm.checkpoints.')]
+for name in found:
+    importlib.import_module(name)
+print(*found)
+"""
+    folder = Path(swinv2_mm.__file__).parent
+    found = subprocess.run([sys.executable, '-c', code, folder], check=True, capture_output=True, text=True).stdout
+    assert {'swinv2_mm.checkpoints.loading', 'swinv2_mm.checkpoints.formats.timm'} <= set(found.split())

@@ -567,5 +567,5 @@ def test_settings_of_averaging_are_no_weights(build_small):
 )
 def test_another_model_is_not_called_a_swin(build_small, name):
     weights = {'patch_embed.proj.weight': torch.rand(16, 3, 4, 4), name: torch.rand(1)}
-    with pytest.raises(CheckpointError, match=r'it is no Swin V2: its tensors are patch_embed\.proj\.weight'):
+    with pytest.raises(CheckpointError, match=r'it is not a Swin V2: its tensors are patch_embed\.proj\.weight'):
         load_pretrained(build_small(), weights)

@@ -527,7 +527,7 @@ def test_a_config_that_contradicts_the_name_is_ignored_with_a_warning(build_smal
     load_pretrained(backbone, save('swinv2_window12_192.pth'))
     assert backbone.pretrained_window_sizes == (12, 12, 12, 6)
     ((_, text),) = warnings
-    assert 'config.json beside the file says (16, 16, 16, 8): the former is used' in text
+    assert 'config.json beside the file says (16, 16, 16, 8): the first is used' in text
 
 
 def test_a_state_dict_has_neither_name_nor_config(build_small, save, config, monkeypatch):

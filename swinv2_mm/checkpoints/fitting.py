@@ -239,7 +239,7 @@ def _check_shapes(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], thei
         name = misshapen[0]
         shapes = [tuple(tensors[name].shape) for tensors in (weights, own)]
         wrong.append(f'it has {first_of(misshapen)} of shape {shapes[0]}, not {shapes[1]}')
-    cure = 'it is damaged, or no Swin V2 of the published kind'
+    cure = 'it is damaged, or not a Swin V2 of the published kind'
     if len(wrong) == 1 and unknown:
         cure = 'it is damaged, or holds more than a backbone, which should then be left out'
     raise CheckpointError(f'{"; ".join(wrong)}: {cure}')

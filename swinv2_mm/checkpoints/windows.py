@@ -65,7 +65,7 @@ def infer_windows(
         if other.pretrained_window_sizes != found[0].pretrained_window_sizes:
             warn(
                 f'{found[0].origin} says that {source} was trained with windows {found[0].pretrained_window_sizes}, '
-                f'{other.origin} says {other.pretrained_window_sizes}: the former is used'
+                f'{other.origin} says {other.pretrained_window_sizes}: the first is used'
             )
     return found[0] if found else TrainedWindows()
 
@@ -166,7 +166,7 @@ def _windows_of_table(name, table):
             return pretrained, window
     linear = linear_spaced_coordinates(window, window, window, dtype=torch.float64)
     kind = 'linear-spaced' if torch.allclose(table / table.abs().max(), linear, atol=0.01) else 'not log-spaced'
-    raise CheckpointError(f'{name} holds {kind} coordinates: the file is damaged or no Swin V2')
+    raise CheckpointError(f'{name} holds {kind} coordinates: the file is damaged or not a Swin V2')
 
 
 def windows_from_name(name: str, num_stages: int, patch_size: int = 4) -> TrainedWindows:

@@ -170,7 +170,7 @@ def _why_none(tensors):
         return f'it holds weights of a Swin V2, but in none of the known formats ({known}): {shown}'
     if any(re.search(r'(layers|stages)\.\d+\.blocks\..*relative_position_bias_table$', name) for name in tensors):
         return "it is a Swin V1, another model: use type='SwinTransformer' of the host, or a Swin V2 checkpoint"
-    return f'it is no Swin V2: {shown}'
+    return f'it is not a Swin V2: {shown}'
 
 
 def convert(checkpoint: Mapping, prefix: str = '') -> Converted:
