@@ -279,7 +279,7 @@ SEGMENTATION = {  # what is done to the data, options, and what the line says
     'a photo is text': (
         lambda data: (data / PHOTOS / '000000000004.jpg').write_text('x'),
         (),
-        'images/training/000000000004.jpg is no image',
+        'images/training/000000000004.jpg is not a readable image',
     ),
     'a folder is missing': (lambda data: shutil.rmtree(data / PHOTOS), (), f'{PHOTOS} does not exist'),
     'a list names what is not there': (
