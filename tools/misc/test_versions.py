@@ -19,7 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from install import ROOT, ensure_environment, processes_at_once, say
+from install import ROOT, ensure_environment, say
+from lib.machine import processes_at_once
 
 TESTS = (
     'amp arch attention backbone backbone_reference backbone_training checkpoint checkpoint_mutation checkpoint_tools '
