@@ -239,9 +239,9 @@ import cv2, demo
 encode = cv2.imencode
 cv2.imencode = lambda *args: print('imported before') or encode(*args)
 demo.has_gpu = lambda: {gpu}
-demo.run('draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 1, '--val', 1)
+demo.run('misc/draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 1, '--val', 1)
 assert os.getcwd() == {str(tmp_path)!r} and sys.argv == ['-c']
-demo.run('draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 2)
+demo.run('misc/draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 2)
 """
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert f'$ python tools/misc/draw_dataset.py {tmp_path}/shapes --train 1 --val 1\n' in done.stdout
@@ -268,10 +268,10 @@ cv2.imencode = imencode
 demo.has_gpu = lambda: False
 os.sched_getaffinity = lambda process: range(6)
 out = Path({str(tmp_path)!r})
-draw = lambda name, *flags: ('draw_dataset.py', out / name, '--train', 1, '--val', 1, *flags)
+draw = lambda name, *flags: ('misc/draw_dataset.py', out / name, '--train', 1, '--val', 1, *flags)
 demo.run_side_by_side({{draw('a'): None, draw('b'): out / 'logs/b.log'}})
 print('both done', flush=True)
-long = ('draw_dataset.py', out / 'c', '--train', 100000)
+long = ('misc/draw_dataset.py', out / 'c', '--train', 100000)
 demo.run_side_by_side({{long: None, draw('a', '--seed', 1): out / 'd.log'}})
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=100)

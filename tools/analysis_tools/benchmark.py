@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import ending  # isort: split
 
 import argparse
@@ -19,10 +19,8 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import time
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from lib import peers

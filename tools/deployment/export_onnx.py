@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import ending  # isort: split
 
 import argparse
@@ -17,10 +17,8 @@ import importlib.util
 import logging
 import math
 import os
-import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
