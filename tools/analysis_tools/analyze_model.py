@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and training memory of a backbone, stage by stage, by calculation: it is built without memory.
+"""Parameters, FLOPs and training memory of a backbone, stage by stage. It is built and trained without memory.
 
 FLOPs are multiply-adds; one counts as one, as in papers. Counted are linear layers, the two products of attention, and
 norms with one per value, as the official `flops()` does; not the position MLPs, as there. Stage i is layers[i], its
@@ -29,12 +29,11 @@ GIB, MIB = 2**30, 2**20
 
 EPILOG = """\
 memory:
-  What autograd keeps for the backward pass, without the parameters. On cuda attention is that of ops/sdpa.py through
-  the memory-efficient kernel, on cpu that of ops/flash_cpu.py. bf16 is autocast: parameters, the residual stream and
-  norms stay in float32. For cuda this follows from what PyTorch's operators save. On an H200 the peaks of a small
-  model were up to 2 percent above it, by workspaces of kernels, and up to 4 with the rounding of PyTorch's allocator.
-  The largest batch is for the backbone alone. Not counted: neck, head, losses, the CUDA context, workspaces of
-  kernels, temporaries of the optimizer, fragmentation. Leave room for them.
+  Measured in a training step on fake tensors, which have shapes but no memory. On cuda attention is that of ops/sdpa.py
+  through the memory-efficient kernel, on cpu that of ops/flash_cpu.py. bf16 is autocast: parameters, the residual
+  stream and norms stay in float32. The largest batch is for the backbone alone. Not counted: neck, head, losses, the
+  CUDA context, workspaces of kernels, temporaries of the optimizer, fragmentation and rounding of the allocator. Leave
+  room for them.
 
 example: python tools/analysis_tools/analyze_model.py tiny --size 800 1333 --window-size 16 --dtype bf16 --memory 16 24
          python tools/analysis_tools/analyze_model.py configs/mask_rcnn_swinv2.py --size 1024
@@ -118,15 +117,13 @@ def table(rows: Sequence[Row]) -> str:
 
 def cells(row: Row) -> tuple[str, ...]:
     """A line of the table; windows are those of even blocks and, if there are any, of odd ones."""
-    windows = [
-        f'{sum(group.count for group in groups)} ({len(groups)})' for groups in row.groups[: min(len(row.blocks), 2)]
-    ]
-    heads = [str(len(row.blocks)), str(row.blocks[0].attn.num_heads), str(row.window)] if row.blocks else [''] * 3
+    windows = [f'{sum(group.count for group in groups)} ({len(groups)})' for groups in row.groups]
+    blocks = (row.depth, row.heads, row.window) if row.depth else ('', '', '')
     return (
         row.name,
         f'{row.height}x{row.width}',
         str(row.channels),
-        *heads,
+        *map(str, blocks),
         ' / '.join(windows),
         *cells_of_cost(row.cost),
     )
