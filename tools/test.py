@@ -9,13 +9,11 @@ import pickle
 import sys
 from pathlib import Path
 
+from lib.opening import check_config, check_data_contents, errors_in_one_line, read_config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from swinv2_mm.checkpoints.files import read_checkpoint
-from swinv2_mm.checks.data import check_contents
-from swinv2_mm.checks.options import check_arguments
-from swinv2_mm.checks.settings import check_settings
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.runner import runner_class
 from swinv2_mm.writing import check_file, check_folder, whole
@@ -49,22 +47,15 @@ def prepare(args):
     Raises:
         ValueError: a flag, the config, the data or the checkpoint is wrong; the message says what to do.
     """
-    cfg = launch.load_config(args.config, args.cfg_options)
-    runner_class(cfg, Runner)  # refuses those of other kinds
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    if args.data_root:
-        launch.set_data_root(cfg, args.data_root)
+    cfg = read_config(args, Runner)
     cfg.load_from, cfg.resume = None, False  # the checkpoint named is the one tested
     launch.drop_initial_weights(cfg)
-    check_arguments(cfg, args.cfg_options)
-    check_settings(cfg, ('test',))
-    launch.check_data(cfg, ('test',))
+    check_config(cfg, args, ('test',))
     backbones = launch.check_backbone(cfg)
     if args.window_size:
         launch.set_window_size(backbones, args.window_size)
     read_checkpoint(args.checkpoint)  # a file that can't be read shows before data and model are built
-    if not args.skip_data_checks:
-        check_contents(cfg, ('test',))
+    check_data_contents(cfg, args, ('test',))
     if args.out:
         dump_predictions(cfg, args.out)
     if args.show_dir:
@@ -136,13 +127,12 @@ def main():
     args = parse_args()
     logging.raiseExceptions = False  # of a log that can't be written
     try:
-        cfg = prepare(args)
-        runner = runner_class(cfg, Runner).from_cfg(cfg)
-        model = launch.load_weights(runner.model, args.checkpoint)
-        if args.window_size:
-            launch.set_window_size(model, args.window_size)
-    except ValueError as error:
-        sys.exit(launch.bad_input(error))
+        with errors_in_one_line():
+            cfg = prepare(args)
+            runner = runner_class(cfg, Runner).from_cfg(cfg)
+            model = launch.load_weights(runner.model, args.checkpoint)
+            if args.window_size:
+                launch.set_window_size(model, args.window_size)
     except OSError as error:
         sys.exit(launch.bad_input(full_disk(error, args.work_dir or 'the work dir')))
     predictions = keep_predictions(runner) if args.out else []
