@@ -207,7 +207,7 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
         assert call[2] == f'{work_dir}/iter_1.pth'
         assert call[4:6] == ('--out', f'{work_dir}/predictions')
         assert ('model.test_cfg.rcnn.nms.class_agnostic=True' in call) == (call[1] == demo.DETECTOR)
-        found = load_tool('infer').find_images([call[3]], call[5])
+        found = load_tool('image_files').find_images([call[3]])
         assert list(found.values()) == [data_root / f'val2017/{name}.jpg' for name in ('05', '10')]
 
 
