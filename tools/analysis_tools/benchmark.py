@@ -37,8 +37,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python tools/analysis_tools/benchmark.py --sizes 800x1333 1024x1024 --windows 16 32 --mode infer train '
-        '--peers all --out work_dirs/benchmark',
+        epilog='example: python tools/analysis_tools/benchmark.py --sizes 800x1333 1024x1024 --windows 16 32 '
+        '--mode infer train --peers all --out work_dirs/benchmark',
     )
     parser.add_argument('--sizes', nargs='+', type=_size, default=[(800, 1333)], metavar='HxW', help='images in pixels')
     parser.add_argument(

@@ -29,8 +29,8 @@ FIT_STEPS = 300
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='example: python tools/analysis_tools/plot_position_bias.py swinv2_base_patch4_window12_192_22k.pth --window 32 '
-        '--stage 2 --block 5 --head 3',
+        epilog='example: python tools/analysis_tools/plot_position_bias.py swinv2_base_patch4_window12_192_22k.pth '
+        '--window 32 --stage 2 --block 5 --head 3',
     )
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='path or URL of any Swin V2 checkpoint')
     parser.add_argument('--window', type=int, default=32, help='window to move to, in tokens (default: %(default)s)')
@@ -50,12 +50,12 @@ def read_position_bias(source, stage: int, block: int, head: int) -> ContinuousP
     converted, windows = read_weights(source)
     with naming(source):
         kind = check_complete(converted, windows)['position_bias']
-    if kind == 'parameterized':
+    if not POSITION_BIASES[kind].has_pretrained_window:
         raise CheckpointError(f'{source} has a learned table of biases ({kind}) and no position MLP to evaluate')
     if windows.pretrained_window_sizes is None:
         raise CheckpointError(
-            f'nothing says the windows {source} was trained with: store them with tools/model_converters/convert_checkpoint.py '
-            '--pretrained-window-sizes, and plot what that writes'
+            f'nothing says which windows {source} was trained with: store them with '
+            'tools/model_converters/convert_checkpoint.py --pretrained-window-sizes, and plot the file that it writes'
         )
     marker = f'layers.{stage}.blocks.{block}.attn.'
     weights = {name.replace(marker, ''): value for name, value in converted.weights.items() if marker in name}

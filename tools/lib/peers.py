@@ -101,28 +101,14 @@ class StageByStage(nn.Module):
 def _transformers(arch: Arch, size, window, _):
     from transformers import Swinv2Backbone, Swinv2Config
 
-    config = Swinv2Config(
-        image_size=[_whole_patches(side) for side in size],
-        embed_dim=arch.embed_dims,
-        depths=arch.depths,
-        num_heads=arch.num_heads,
-        window_size=window,
-        drop_path_rate=0.0,
-        out_features=['stage1', 'stage2', 'stage3', 'stage4'],
-    )
+    stages = [f'stage{i}' for i in range(1, len(arch.depths) + 1)]
+    config = Swinv2Config(image_size=_whole_patches(size), out_features=stages, **_arguments(arch, window))
     return Padded(Swinv2Backbone(config), maps=lambda out: out.feature_maps)
 
 
 def _timm(arch: Arch, size, window, _):
     model = import_libraries().timm.create_model(
-        'swinv2_tiny_window8_256',
-        features_only=True,
-        img_size=[_whole_patches(side) for side in size],
-        embed_dim=arch.embed_dims,
-        depths=arch.depths,
-        num_heads=arch.num_heads,
-        window_size=window,
-        drop_path_rate=0.0,
+        'swinv2_tiny_window8_256', features_only=True, img_size=_whole_patches(size), **_arguments(arch, window)
     )
     return Padded(model)
 
@@ -140,15 +126,9 @@ def _mmpretrain(arch: Arch, size, window, _):
 
 def _torchvision(arch: Arch, size, window, _):
     swin = import_libraries().torchvision.models.swin_transformer
+    arguments = _arguments(arch, [window, window], drop_path='stochastic_depth_prob')
     classifier = swin.SwinTransformer(
-        patch_size=[4, 4],
-        embed_dim=arch.embed_dims,
-        depths=arch.depths,
-        num_heads=arch.num_heads,
-        window_size=[window, window],
-        stochastic_depth_prob=0.0,
-        block=swin.SwinTransformerBlockV2,
-        downsample_layer=swin.PatchMergingV2,
+        patch_size=[4, 4], block=swin.SwinTransformerBlockV2, downsample_layer=swin.PatchMergingV2, **arguments
     )
     stem, *stages = classifier.features
     layers = [nn.Module() for _ in arch.depths]
@@ -170,17 +150,17 @@ def _official(arch: Arch, size, window, path):
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # torch.compile imports it by its name
     spec.loader.exec_module(module)
-    return StageByStage(
-        module.SwinTransformerV2(
-            img_size=size,
-            embed_dim=arch.embed_dims,
-            depths=arch.depths,
-            num_heads=arch.num_heads,
-            window_size=window,
-            drop_path_rate=0.0,
-            num_classes=0,
-        )
-    )
+    return StageByStage(module.SwinTransformerV2(img_size=size, num_classes=0, **_arguments(arch, window)))
+
+
+def _arguments(arch, window, drop_path='drop_path_rate'):
+    """What these implementations call by the same names."""
+    names = dict(embed_dim=arch.embed_dims, depths=arch.depths, num_heads=arch.num_heads, window_size=window)
+    return {**names, drop_path: 0.0}
+
+
+def _whole_patches(size):
+    return [side + -side % 4 for side in size]
 
 
 PEERS = {
@@ -190,10 +170,6 @@ PEERS = {
     'torchvision': _torchvision,
     'official': _official,
 }
-
-
-def _whole_patches(side):
-    return side + -side % 4
 
 
 def _import_torchvision():
