@@ -5,22 +5,11 @@ The recipe of the paper's ablations (arXiv 2111.09883, appendix A1.2): shorter s
 paper's runs may start from other weights than the released file here.
 """
 
-_base_ = 'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'
+_base_ = ['mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py', '_base_/swinv2_tiny_patch4_window16_256.py']
 
 custom_imports = dict(imports=['swinv2_mm'])
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='SwinTransformerV2',
-        arch='tiny',
-        window_size=16,
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
-            'swinv2_tiny_patch4_window16_256.pth',
-        ),
-    ),
+    backbone=dict(_base_.pop('backbone'), _delete_=True, drop_path_rate=0.2),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )
 

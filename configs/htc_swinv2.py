@@ -1,35 +1,24 @@
 """HTC++ with SwinV2-L, window 32, on COCO for 72 epochs, in bfloat16: the system-level recipe.
 
 HTC with Soft-NMS, trained at shorter sides of 400 to 1400 from ImageNet-22K weights. Window 32 and images of up to 1536
-pixels are those of the paper (arXiv 2111.09883). Learning rate, weight decay, batch, 72 epochs and their steps are
-those of HTC++ in its predecessor (arXiv 2103.14030); the paper's own may differ. Knowingly not as in the papers:
+pixels are the paper's (arXiv 2111.09883). Learning rate, weight decay, batch size, 72 epochs and their steps are those
+of HTC++ in the Swin V1 paper (arXiv 2103.14030); those of the V2 paper may differ. Deliberate differences from the
+papers:
 
 - No semantic branch, so that no `stuffthingmaps` are needed.
 - No InstaBoost, which needs a package of its own.
 - No extra global attention after the backbone or the pyramid.
-- In training the longer side is at most 1536, where the predecessor has 1600; no image is cropped or padded to that.
-- In testing the shorter side is 1100, the longer at most 1536, and the scale is one. `tools/test.py --window-size 48`
+- In training the longer side is at most 1536, where Swin V1 has 1600. Images are not cropped or padded to that.
+- In testing the shorter side is 1100, the longer at most 1536, and there is one scale. `tools/test.py --window-size 48`
   tests with the paper's larger window.
 - All parts learn at the same rate, and drop path is 0.2, as in the recipes of smaller models.
 """
 
-_base_ = 'mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py'
+_base_ = ['mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py', '_base_/swinv2_large_patch4_window12_192_22k.py']
 
 custom_imports = dict(imports=['swinv2_mm'])
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='SwinTransformerV2',
-        arch='large',
-        window_size=32,
-        with_cp=True,
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
-            'swinv2_large_patch4_window12_192_22k.pth',
-        ),
-    ),
+    backbone=dict(_base_.pop('backbone'), _delete_=True, window_size=32, with_cp=True, drop_path_rate=0.2),
     neck=dict(in_channels=[192, 384, 768, 1536]),
     test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms', iou_threshold=0.5))),
 )

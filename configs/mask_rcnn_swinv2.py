@@ -1,20 +1,7 @@
 """Mask R-CNN with SwinV2-T, window 16, on COCO for 12 epochs (mmdet's 1x Swin recipe)."""
 
-_base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
+_base_ = ['mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', '_base_/swinv2_tiny_patch4_window16_256.py']
 
 custom_imports = dict(imports=['swinv2_mm'])
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='SwinTransformerV2',
-        arch='tiny',
-        window_size=16,
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
-            'swinv2_tiny_patch4_window16_256.pth',
-        ),
-    ),
-)
+model = dict(backbone=dict(_base_.pop('backbone'), _delete_=True, drop_path_rate=0.2))
 optim_wrapper = dict(constructor='SwinV2OptimWrapperConstructor', paramwise_cfg=dict(_delete_=True))

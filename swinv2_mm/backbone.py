@@ -9,7 +9,6 @@ from operator import index
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -17,181 +16,30 @@ from torch.utils.checkpoint import checkpoint
 
 from . import compat
 from .arch import has_extra_norm, parse_arch
-from .blocks import WindowAttention
+from .blocks import Block, DropPath, LayerNorm, PatchEmbed, PatchMerging
 from .checkpoints.files import CheckpointError
 from .checkpoints.formats import COMPUTED, convert, identify
 from .checkpoints.loading import load_pretrained
 from .checkpoints.windows import MAX_WINDOW, windows_from_tables, windows_stated
 from .messages import warn
-from .ops.linear import ONEDNN_ROWS, apply_linear
+from .ops.linear import ONEDNN_ROWS
 from .other_names import refuse_other_names
 from .position_bias import POSITION_BIASES
-from .shortcuts import is_plain, is_transforming
-from .windows import Windows, largest_window, map_windows, partition
+from .shortcuts import is_plain
+from .windows import map_windows, partition
 
 PART_SIZE = 2**19  # elements of a part of the map on CPU: what a block computes of it stays in the cache
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drop a residual branch for whole images of the batch."""
-
-    def __init__(self, drop_prob: float):
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x (B, ...)`` with whole images dropped, and the others scaled so that the mean stays."""
-        if not self.drops:
-            return x
-        keep_prob = 1 - self.drop_prob
-        return x * x.new_empty(x.shape[:1] + (1,) * (x.ndim - 1)).bernoulli_(keep_prob) / keep_prob
-
-    @property
-    def drops(self) -> bool:
-        """Whether anything is dropped now."""
-        return self.training and self.drop_prob > 0.0
-
-
-class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` in the dtype of its weights, so that autocast leaves the residual stream in float32 on any device.
-
-    On CUDA autocast does so by itself; on CPU it would keep the half precision of the branch.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
-
-
-def _pad(x, padding):
-    return F.pad(x, padding) if any(padding) else x  # without padding F.pad would copy
-
-
-class PatchEmbed(nn.Module):
-    """Image to patch embeddings: ``(B, 3, H, W)`` to ``(B, ceil(H/patch), ceil(W/patch), C)``, zero-padded."""
-
-    def __init__(self, in_channels: int, embed_dims: int, patch_size: int):
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
-        self.norm = LayerNorm(embed_dims)
-
-    def forward(self, image: Tensor) -> Tensor:
-        # Plain ints: under torch.compile each image size gets its own graph, which is what ragged windows need.
-        height, width = (index(size) for size in image.shape[-2:])
-        if torch.jit.is_tracing():  # the sizes become constants: of another size this fails, and nothing else would
-            image = image.split([height], 2)[0].split([width], 3)[0]
-        image = _pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        if not is_transforming():
-            image = image.contiguous(memory_format=torch.channels_last)  # so that what the norm takes is contiguous
-        return self.norm(self.proj(image).permute(0, 2, 3, 1))
-
-
-class PatchMerging(nn.Module):
-    """Merge 2 x 2 neighbours: ``(B, H, W, C)`` to ``(B, ceil(H/2), ceil(W/2), 2C)``, zero-padded.
-
-    The neighbours are concatenated column by column, as in the official code, and normalised after the reduction.
-    """
-
-    def __init__(self, embed_dims: int):
-        super().__init__()
-        self.reduction = nn.Linear(4 * embed_dims, 2 * embed_dims, bias=False)
-        self.norm = LayerNorm(2 * embed_dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape[0], *map(index, x.shape[1:])
-        x = _pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        x = x.view(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H/2, W/2, 4C)
-        return self.norm(self.reduction(x))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
-
-    def __init__(self, embed_dims: int, hidden_dims: int, drop: float):
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dims, hidden_dims)
-        self.fc2 = nn.Linear(hidden_dims, embed_dims)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = apply_linear(self.fc1, x)
-        if is_plain(self.drop, nn.Dropout) and not (self.drop.training and self.drop.p > 0):
-            return apply_linear(self.fc2, hidden, of_gelu=True)
-        return self.drop(apply_linear(self.fc2, self.drop(F.gelu(hidden))))
-
-
-class Block(nn.Module):
-    """Window attention and MLP, each normalised after it and before it is added (residual post-norm, section 3.2).
-
-    Args:
-        embed_dims (int), num_heads (int), pretrained_window (int), qkv_bias (bool): as in `WindowAttention`.
-        mlp_ratio (float): hidden dimension of the MLP over ``embed_dims``.
-        drop (float): dropout after every linear layer but qkv.
-        attn_drop (float): dropout of attention weights.
-        drop_path (float): probability of dropping each of the two branches.
-        extra_norm (bool): whether a LayerNorm on the main branch ends the block (huge and giant).
-        position_bias (str): as in `WindowAttention`.
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        num_heads: int,
-        pretrained_window: int,
-        qkv_bias: bool = True,
-        mlp_ratio: float = 4.0,
-        drop: float = 0.0,
-        attn_drop: float = 0.0,
-        drop_path: float = 0.0,
-        extra_norm: bool = False,
-        position_bias: str = 'log_cpb',
-    ):
-        super().__init__()
-        self.attn = WindowAttention(embed_dims, num_heads, pretrained_window, qkv_bias, attn_drop, drop, position_bias)
-        self.norm1 = LayerNorm(embed_dims)
-        self.mlp = Mlp(embed_dims, int(mlp_ratio * embed_dims), drop)
-        self.norm2 = LayerNorm(embed_dims)
-        self.drop_path = DropPath(drop_path)
-        self.norm3 = LayerNorm(embed_dims) if extra_norm else nn.Identity()
-
-    def forward(self, x: Tensor, parts: Sequence[Windows], with_cp: bool = False) -> Tensor:
-        """``(B, H, W, C)`` to the same, part by part of the windows, each a whole forward pass of its own.
-
-        Args:
-            x (Tensor): (B, H, W, C).
-            parts (Sequence[Windows]): windows of the map, which together have every token once.
-            with_cp (bool): whether each part runs again in the backward pass instead of keeping what it computed.
-        """
-        table = self.attn.position_bias(*largest_window(parts))
-        kept = self._branch_factors(x), self._branch_factors(x)  # drawn once for all parts
-
-        def forward(tokens, part):
-            factors = (None if factor is None else factor.index_select(0, part.images) for factor in kept)  # (T, 1)
-            return self._forward_tokens(tokens, part.groups, table, *factors)
-
-        return map_windows(partial(checkpoint, forward, use_reentrant=False) if with_cp else forward, x, parts)
-
-    def _branch_factors(self, x):
-        """What a branch of each image is multiplied with, (B, 1); None if nothing is dropped."""
-        if is_plain(self.drop_path, DropPath) and not self.drop_path.drops:
-            return None
-        return self.drop_path(x.new_ones(x.shape[0], 1))
-
-    def _forward_tokens(self, x, groups, table, kept1, kept2):
-        x = _add(x, self.norm1(self.attn(x, groups, table)), kept1)  # (T, C)
-        x = _add(x, self.norm2(self.mlp(x)), kept2)
-        return self.norm3(x)
-
-
-def _add(x, branch, factor):
-    return x + branch if factor is None else torch.addcmul(x, branch, factor)
-
-
 class Stage(nn.Module):
-    """Blocks of one resolution, every other one with shifted windows, and the way down to the next stage.
+    """Blocks of one resolution, every other one with shifted windows, and the downsampling layer.
 
-    ``downsample`` stands beside the blocks and is not part of `forward`, because the pyramid takes the map before it.
+    ``downsample`` is not part of `forward`, because the pyramid takes the map before it.
+
+    Windows do not depend on each other inside a block. So on CPU a block runs on one part of the map after another,
+    each of a few whole windows, which stay in the cache. On a GPU, and in a graph, there is one part. A block that has
+    hooks or is wrapped (by FSDP, for example) is called once with the whole map, and computes its position bias itself,
+    because its parameters may be sharded until then.
     """
 
     def __init__(self, blocks: list[Block], downsample: nn.Module, window_size: int, with_cp: bool):
@@ -203,18 +51,41 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to the same."""
-        plain, shifted = (self._parts(x, shift) for shift in (0, self.window_size // 2))
+        height, width = map(index, x.shape[1:3])  # plain ints; the batch may be symbolic, so that a graph serves any
+        regular, shifted = (
+            partition(x.shape[0], height, width, self.window_size, shift, x.device)
+            for shift in (0, self.window_size // 2)
+        )
         for i, block in enumerate(self.blocks):
-            x = block(x, shifted if i % 2 else plain, self.with_cp and self.training)
+            x = self._run_block(block, x, shifted if i % 2 else regular)
         return x
 
-    def _parts(self, x, shift):
-        # Plain ints, for a tracer has tensors there. The batch stays what it is, so that one graph serves any.
-        height, width = map(index, x.shape[1:3])
-        windows = partition(x.shape[0], height, width, self.window_size, shift, x.device)
-        if x.device.type != 'cpu' or compat.is_compiling() or torch.jit.is_tracing():
-            return [windows]
-        return windows.split(max(PART_SIZE // x.shape[3], 1), ONEDNN_ROWS)
+    def _run_block(self, block, x, windows):
+        """A block on a map (B, H, W, C)."""
+        scales = draw(block.drop_path, x), draw(block.drop_path, x)  # for all parts
+        run = partial(checkpoint, block, use_reentrant=False) if self.with_cp and self.training else block
+        if not is_plain(block, Block):
+            return run(x, windows, None, *(scale if scale is None else scale.view(-1, 1, 1, 1) for scale in scales))
+        table = block.attn.position_bias(*windows.largest)
+
+        def run_part(tokens, part):
+            of_tokens = (scale if scale is None else scale.index_select(0, part.images) for scale in scales)  # (T, 1)
+            return run(tokens, part, table, *of_tokens)
+
+        return map_windows(run_part, x, _parts(windows, x))
+
+
+def draw(drop_path: nn.Module, x: Tensor) -> Tensor | None:
+    """Per-image scale of a residual branch of ``x (B, ...)``, (B, 1), or None if nothing is dropped."""
+    if is_plain(drop_path, DropPath) and not drop_path.drops:
+        return None
+    return drop_path(x.new_ones(x.shape[0], 1))
+
+
+def _parts(windows, x):
+    if x.device.type != 'cpu' or compat.is_compiling() or torch.jit.is_tracing():
+        return [windows]
+    return windows.split(max(PART_SIZE // x.shape[3], 1), ONEDNN_ROWS)
 
 
 @MODELS.register_module()
@@ -275,54 +146,49 @@ class SwinTransformerV2(BaseModule):
         super().__init__(init_cfg)
         self.arch = arch = parse_arch(arch)
         num_stages = len(arch.depths)
-        windows = _per_stage('window_size', window_size, num_stages)
-        if position_bias not in list(POSITION_BIASES):
-            raise ValueError(f'position_bias must be one of {", ".join(POSITION_BIASES)}, got {position_bias!r}')
-        if position_bias == 'parameterized' and pretrained_window_sizes is not None:
-            raise ValueError(
-                "pretrained_window_sizes is for a continuous position bias, and position_bias='parameterized' is a "
-                f'table of window_size: leave it out, got {pretrained_window_sizes!r}'
-            )
-        self.position_bias = position_bias
-        self.pretrained_windows_given = pretrained_window_sizes is not None
-        if self.pretrained_windows_given:
-            pretrained_windows = _per_stage('pretrained_window_sizes', pretrained_window_sizes, num_stages)
-        else:
-            pretrained_windows = windows
-        self.out_indices = _check_out_indices(out_indices, num_stages)
-        built = self.out_indices[-1] + 1  # stages; others would get no gradient
+        _check_position_bias(position_bias, pretrained_window_sizes)
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(f'frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be at least 0 and less than 1, got {drop_path_rate!r}')
+        windows = pretrained_windows = _per_stage('window_size', window_size, num_stages)
+        self.pretrained_windows_given = pretrained_window_sizes is not None
+        if self.pretrained_windows_given:
+            pretrained_windows = _per_stage('pretrained_window_sizes', pretrained_window_sizes, num_stages)
+        self.position_bias = position_bias
+        self.out_indices = _check_out_indices(out_indices, num_stages)
         self.frozen_stages = frozen_stages
+        num_built = self.out_indices[-1] + 1  # later stages would get no gradient
 
         self.patch_embed = PatchEmbed(in_channels, arch.embed_dims, patch_size)
+        build_block = partial(
+            Block,
+            qkv_bias=qkv_bias,
+            mlp_ratio=mlp_ratio,
+            drop=drop_rate,
+            attn_drop=attn_drop_rate,
+            position_bias=position_bias,
+        )
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(arch.depths), device='cpu').tolist())
         self.layers = nn.ModuleList()
-        for i, (depth, num_heads) in enumerate(zip(arch.depths[:built], arch.num_heads)):
+        for i in range(num_built):
             embed_dims = arch.embed_dims * 2**i
             blocks = [
-                Block(
-                    embed_dims,
-                    num_heads,
-                    pretrained_windows[i],
-                    qkv_bias,
-                    mlp_ratio,
-                    drop_rate,
-                    attn_drop_rate,
-                    next(drop_paths),
-                    has_extra_norm(arch, j),
-                    position_bias,
+                build_block(
+                    embed_dims=embed_dims,
+                    num_heads=arch.num_heads[i],
+                    pretrained_window=pretrained_windows[i],
+                    drop_path=next(drop_paths),
+                    extra_norm=has_extra_norm(arch, j),
                 )
-                for j in range(depth)
+                for j in range(arch.depths[i])
             ]
-            downsample = PatchMerging(embed_dims) if i + 1 < built else nn.Identity()
+            downsample = PatchMerging(embed_dims) if i + 1 < num_built else nn.Identity()
             self.layers.append(Stage(blocks, downsample, windows[i], with_cp))
             if i in self.out_indices:
                 self.add_module(f'norm{i}', LayerNorm(embed_dims))
         # In the state dict, so that a fine-tuned checkpoint says which windows its position MLPs were trained with.
-        self.register_buffer('pretrained_windows', torch.tensor(pretrained_windows[:built]))
+        self.register_buffer('pretrained_windows', torch.tensor(pretrained_windows[:num_built]))
         self._init_from_scratch()
         self._freeze()
 
@@ -496,6 +362,16 @@ def _per_stage(name, sizes, num_stages):
     if not all(isinstance(size, Integral) and 1 <= size <= MAX_WINDOW for size in per_stage):
         raise ValueError(f'{name} must be ints of at least 1 token and at most {MAX_WINDOW}, got {sizes!r}')
     return tuple(int(size) for size in per_stage)
+
+
+def _check_position_bias(kind, pretrained_window_sizes):
+    if kind not in list(POSITION_BIASES):
+        raise ValueError(f'position_bias must be one of {", ".join(POSITION_BIASES)}, got {kind!r}')
+    if pretrained_window_sizes is not None and not POSITION_BIASES[kind].has_pretrained_window:
+        raise ValueError(
+            f'pretrained_window_sizes is for a continuous position bias, and position_bias={kind!r} is a table of '
+            f'window_size: leave it out, got {pretrained_window_sizes!r}'
+        )
 
 
 def _check_out_indices(out_indices, num_stages):

@@ -1,27 +1,101 @@
-"""Scaled cosine attention in ragged windows (Swin Transformer V2, arXiv 2111.09883, sections 3.2 and 3.3)."""
+"""The layers of Swin Transformer V2 (arXiv 2111.09883): patch embedding, window attention, blocks and patch merging."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from operator import index
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ops import attention
-from .ops.linear import apply_linear, linear
+from .ops.linear import apply_linear
 from .position_bias import POSITION_BIASES, PositionBias
-from .shortcuts import is_plain
-from .windows import WindowGroup
+from .shortcuts import is_plain, is_transforming
+from .windows import Windows
 
 MAX_LOGIT_SCALE = 100.0
 
 
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` in the dtype of its weights, so that autocast leaves the residual stream in float32 on any device.
+
+    On CUDA autocast does so by itself; on CPU it would keep the half precision of the branch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): drop a residual branch for whole images of the batch."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x (B, ...)`` with whole images dropped, and the others scaled so that the mean stays."""
+        if not self.drops:
+            return x
+        keep_prob = 1 - self.drop_prob
+        return x * x.new_empty(x.shape[:1] + (1,) * (x.ndim - 1)).bernoulli_(keep_prob) / keep_prob
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped now."""
+        return self.training and self.drop_prob > 0.0
+
+
+def _pad(x, padding):
+    return F.pad(x, padding) if any(padding) else x  # without padding F.pad would copy
+
+
+class PatchEmbed(nn.Module):
+    """Image to patch embeddings: ``(B, 3, H, W)`` to ``(B, ceil(H/patch), ceil(W/patch), C)``, zero-padded."""
+
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
+        self.norm = LayerNorm(embed_dims)
+
+    def forward(self, image: Tensor) -> Tensor:
+        # Plain ints: under torch.compile each image size gets its own graph, which is what ragged windows need.
+        height, width = (index(size) for size in image.shape[-2:])
+        if torch.jit.is_tracing():  # the sizes become constants, so a trace has to fail at any other size
+            image = image.split([height], 2)[0].split([width], 3)[0]
+        image = _pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        if not is_transforming():
+            image = image.contiguous(memory_format=torch.channels_last)  # so that the norm gets a contiguous map
+        return self.norm(self.proj(image).permute(0, 2, 3, 1))  # (B, H/patch, W/patch, C)
+
+
+class PatchMerging(nn.Module):
+    """Merge 2 x 2 neighbours: ``(B, H, W, C)`` to ``(B, ceil(H/2), ceil(W/2), 2C)``, zero-padded.
+
+    The neighbours are concatenated column by column, as in the official code, and normalised after the reduction.
+    """
+
+    def __init__(self, embed_dims: int):
+        super().__init__()
+        self.reduction = nn.Linear(4 * embed_dims, 2 * embed_dims, bias=False)
+        self.norm = LayerNorm(2 * embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape[0], *map(index, x.shape[1:])
+        x = _pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = x.view(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H/2, W/2, 4C)
+        return self.norm(self.reduction(x))
+
+
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows: ``softmax(cos(q, k) * scale + bias) v``.
+    """Multi-head self-attention inside windows: ``softmax(cos(q, k) * scale + bias) v`` (sections 3.2 and 3.3).
 
     Follows `WindowAttention` of the official `models/swin_transformer_v2.py`: the scale is learned per head and
-    limited to 100, the bias comes from a continuous position bias MLP by default, and the key has no bias.
+    limited to 100, a position MLP gives the bias by default, and the key has no bias.
 
     Args:
         embed_dims (int): channels C.
@@ -30,8 +104,7 @@ class WindowAttention(nn.Module):
         qkv_bias (bool): whether queries and values have a bias.
         attn_drop (float): dropout of attention weights.
         proj_drop (float): dropout of the output.
-        position_bias (str): log_cpb, linear_cpb or parameterized; each has a name of its own in the state dict, so
-            that weights of one never load as another.
+        position_bias (str): log_cpb, linear_cpb or parameterized, see `POSITION_BIASES`.
     """
 
     def __init__(
@@ -57,18 +130,23 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, tokens: Tensor, groups: Sequence[WindowGroup], table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, windows: Windows, table: Tensor | None = None) -> Tensor:
         """Attend inside each window.
 
         Args:
-            tokens (Tensor): (T, C), in window order.
-            groups (Sequence[WindowGroup]): the windows that they are.
-            table (Tensor): what ``position_bias`` gives for windows at least as large.
+            x (Tensor): (B, H, W, C) on the map, or (T, C) in window order.
+            windows (Windows): the windows that hold these tokens.
+            table (Tensor, optional): (heads, 2H-1, 2W-1), what ``position_bias`` gives for windows of at least this
+                size. None computes it.
 
         Returns:
-            Tensor: (T, C).
+            Tensor: as ``x``.
         """
-        out = attention(self._qkv(tokens), self._scale(), table, groups, self.attn_drop if self.training else 0.0)
+        qkv = apply_linear(self.qkv, x, self._qkv_bias())
+        scale = self.logit_scale.to(torch.promote_types(self.logit_scale.dtype, torch.float32))
+        scale = scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()  # (heads, 1, 1)
+        table = self.position_bias(*windows.largest) if table is None else table
+        out = attention(qkv, scale, table, windows, self.attn_drop if self.training else 0.0)
         return self.proj_drop(apply_linear(self.proj, out))
 
     @property
@@ -76,17 +154,96 @@ class WindowAttention(nn.Module):
         """The module that gives the position bias."""
         return getattr(self, self._bias_name)
 
-    def _qkv(self, tokens):
-        """Queries, keys and values of tokens (T, C): (T, 3C)."""
-        if self.q_bias is None:
-            return apply_linear(self.qkv, tokens)
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        if is_plain(self.qkv, nn.Linear) and self.qkv.bias is None:
-            return linear(tokens, self.qkv.weight, bias)
-        qkv = self.qkv(tokens)
-        return qkv + bias.to(qkv.dtype)
+    def _qkv_bias(self):
+        """(3C,), zero for the keys; None without one."""
+        return None if self.q_bias is None else torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
 
-    def _scale(self):
-        """The factor of the cosines, (heads, 1, 1), in float32 or wider."""
-        scale = self.logit_scale.to(torch.promote_types(self.logit_scale.dtype, torch.float32))
-        return scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, embed_dims: int, hidden_dims: int, drop: float):
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = apply_linear(self.fc1, x)
+        if is_plain(self.drop, nn.Dropout) and not (self.drop.training and self.drop.p > 0):
+            return apply_linear(self.fc2, hidden, of_gelu=True)
+        return self.drop(apply_linear(self.fc2, self.drop(F.gelu(hidden))))
+
+
+class Block(nn.Module):
+    """Window attention and MLP, each normalised before it is added to the residual stream (post-norm, section 3.2).
+
+    Args:
+        embed_dims (int), num_heads (int), pretrained_window (int), qkv_bias (bool), attn_drop (float),
+            position_bias (str): as in `WindowAttention`.
+        mlp_ratio (float): hidden dimension of the MLP over ``embed_dims``.
+        drop (float): dropout after every linear layer but qkv.
+        drop_path (float): probability of dropping each of the two branches.
+        extra_norm (bool): whether a LayerNorm on the main branch ends the block (huge and giant).
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        pretrained_window: int,
+        qkv_bias: bool = True,
+        mlp_ratio: float = 4.0,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        extra_norm: bool = False,
+        position_bias: str = 'log_cpb',
+    ):
+        super().__init__()
+        self.attn = WindowAttention(
+            embed_dims=embed_dims,
+            num_heads=num_heads,
+            pretrained_window=pretrained_window,
+            qkv_bias=qkv_bias,
+            attn_drop=attn_drop,
+            proj_drop=drop,
+            position_bias=position_bias,
+        )
+        self.norm1 = LayerNorm(embed_dims)
+        self.mlp = Mlp(embed_dims, int(mlp_ratio * embed_dims), drop)
+        self.norm2 = LayerNorm(embed_dims)
+        self.drop_path = DropPath(drop_path)
+        self.norm3 = LayerNorm(embed_dims) if extra_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        windows: Windows,
+        table: Tensor | None = None,
+        scale1: Tensor | None = None,
+        scale2: Tensor | None = None,
+    ) -> Tensor:
+        """Two residual branches, on a whole map or on the tokens of some windows.
+
+        A forward hook on a block sees the map: a stage calls a block that has hooks, or is wrapped, once for all
+        windows, and another one part by part (`Stage`).
+
+        Args:
+            x (Tensor): (B, H, W, C) on the map, or (T, C) in window order.
+            windows (Windows): the windows that hold these tokens.
+            table (Tensor, optional): the position bias, as in `WindowAttention`.
+            scale1 (Tensor, optional), scale2 (Tensor, optional): scales of the branches, which broadcast over ``x``, as
+                stochastic depth draws them.
+
+        Returns:
+            Tensor: as ``x``.
+        """
+        x = residual(x, self.norm1(self.attn(x, windows, table)), scale1)
+        x = residual(x, self.norm2(self.mlp(x)), scale2)
+        return self.norm3(x)
+
+
+def residual(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """``x + branch``, or ``x + branch * scale``."""
+    return x + branch if scale is None else torch.addcmul(x, branch, scale)

@@ -1,4 +1,4 @@
-"""What differs between versions of PyTorch: every branch by version is here, and what is too old is refused."""
+"""Differences between versions of PyTorch: every branch on the version is here, and versions too old are refused."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if not hasattr(torch, 'compile'):  # came with 2.0
         'that was built for it, for example torch==2.1.2 with mmcv==2.1.0'
     )
 
-ACCURATE_WITH_BIAS = {'cuda': (2, 1), 'cpu': (2, 5)}  # the first whose kernels round no logits
-HAS_ONEDNN_LINEAR = torch.__version__ >= (2, 1)  # before, it knows a linear layer only with something fused to it
+ACCURATE_WITH_BIAS = {'cuda': (2, 1), 'cpu': (2, 5)}  # first versions whose kernels do not round logits
+HAS_ONEDNN_LINEAR = torch.__version__ >= (2, 1)  # before, only with another operator fused to it
 HAS_CUSTOM_OP = torch.__version__ >= (2, 4)
 
-# The very functions of PyTorch, because its compiler knows them by identity.
+# PyTorch's own function objects, because its compiler recognises them by identity.
 is_compiling = torch.compiler.is_compiling if torch.__version__ >= (2, 3) else torch._utils.is_compiling
 is_exporting = getattr(getattr(torch, 'compiler', None), 'is_exporting', bool)  # from 2.7 on
 
 
 def require(version: tuple[int, int], purpose: str) -> None:
-    """Raise a ValueError, of one line, unless PyTorch has a version, such as (2, 7)."""
+    """Raise a ValueError unless PyTorch is at least ``version``, such as (2, 7)."""
     if torch.__version__ < version:
         needed = '.'.join(map(str, version))
         raise ValueError(f'{purpose} needs PyTorch {needed} or later, and this environment has {torch.__version__}')
@@ -39,10 +39,10 @@ def is_autocast_on_cpu() -> bool:
 
 @contextmanager
 def casts_not_kept():
-    """A context in which autocast keeps no cast of a weight.
+    """A context in which autocast caches no cast of a weight.
 
-    Up to 2.8 it keeps casts that were made without gradients too, as in the forward pass of a function with a gradient
-    of its own, and uses them afterwards where a gradient is needed, which the weight then does not get.
+    Up to 2.8 it also caches casts made without gradients, as in the forward pass of a `torch.autograd.Function`. Later
+    it reuses them where a gradient is needed, and the weight gets none.
     """
     kept = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
@@ -53,10 +53,10 @@ def casts_not_kept():
 
 
 def kernels_with_bias():
-    """A context in which `attention_with_bias` takes none of the CUDA kernels that are wrong with a bias.
+    """A context in which `attention_with_bias` avoids the CUDA kernels that are wrong with a bias.
 
-    cuDNN's has given wrong results for a bias beside bfloat16 queries, and NaN gradients (pytorch issues 191612 and
-    196678). The flash kernels take no bias.
+    cuDNN's kernel has given wrong results for a bias with bfloat16 queries, and NaN gradients (pytorch issues 191612
+    and 196678). The flash kernels take no bias.
     """
     if torch.__version__ >= (2, 3):
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -66,10 +66,10 @@ def kernels_with_bias():
 
 
 def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """``softmax(q k + bias) v`` by `scaled_dot_product_attention`, with logits and softmax in float32 or wider.
+    """``softmax(q k + bias) v`` through `scaled_dot_product_attention`, with logits and softmax in float32 or wider.
 
-    Where PyTorch has no kernel for a bias, or none with its gradient, it rounds logits to the dtype of its operands in
-    older versions; there the formula is used.
+    Older versions round logits to the dtype of the operands where they have no kernel for a bias, or none for its
+    gradient. There the formula is used.
 
     Args:
         q (Tensor), k (Tensor), v (Tensor): (windows, heads, N, d).
@@ -87,23 +87,23 @@ def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor
 
 
 def flash_attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """`attention_with_bias` on CPU without gradients, by the flash kernel itself: nothing is chosen at every call."""
-    if torch.__version__ < (2, 3):  # it takes no bias
+    """`attention_with_bias` on CPU without gradients: calls the flash kernel directly, which saves the dispatch."""
+    if torch.__version__ < (2, 3):  # the kernel takes no bias
         return attention_with_bias(q, k, v, bias)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return kernel(q, k, v, attn_mask=_with_dense_rows(bias), scale=1.0)[0]
 
 
 def _with_dense_rows(bias):
-    """The same bias with a last stride of 1: of another the kernels for CPU read wrong elements before 2.8."""
+    """The same bias with a last stride of 1: before 2.8 the CPU kernels read wrong elements of any other."""
     return bias if bias.stride(-1) == 1 else bias.contiguous()
 
 
 def custom_op(name: str, schema: str):
-    """Make a function of CPU tensors an operator that compilers take as it is, as `torch.library.custom_op` does.
+    """Make a function of CPU tensors an operator that compilers do not look into, as `torch.library.custom_op` does.
 
-    The schema is spelled out because Python before 3.9 can't evaluate the annotations, and 2.6 does not know
-    the Sequence of `collections.abc`.
+    The schema is spelled out, because Python before 3.9 can't evaluate the annotations, and PyTorch 2.6 does not know
+    `collections.abc.Sequence`.
     """
     if HAS_CUSTOM_OP:
         return torch.library.custom_op(name, mutates_args=(), device_types='cpu', schema=schema)
@@ -111,7 +111,7 @@ def custom_op(name: str, schema: str):
 
 
 class _Operator:
-    """A function with a gradient of its own: what stands in for a custom operator before 2.4."""
+    """A `torch.autograd.Function` that stands in for a custom operator before 2.4."""
 
     def __init__(self, function):
         self._call = self._function = function
@@ -120,7 +120,7 @@ class _Operator:
         return self._call(*args)
 
     def register_fake(self, function):
-        return function  # for compilers, which get another path of attention
+        return function  # compilers get another attention path
 
     def register_autograd(self, backward, *, setup_context=None):
         function = self._function

@@ -2,13 +2,12 @@
 
 import math
 from abc import ABC, abstractmethod
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .shortcuts import PLAIN, is_plain, may_keep
+from .shortcuts import LastResult, cached, is_plain
 
 CPB_HIDDEN_DIMS = 512
 
@@ -41,49 +40,6 @@ def linear_spaced_coordinates(height: int, width: int, pretrained_window: int, d
     return offsets * (1 / max(pretrained_window - 1, 1))
 
 
-def window_bias(table: Tensor, height: int, width: int) -> Tensor:
-    """The bias of every (query, key) pair of a window, from a table of offsets.
-
-    Args:
-        table (Tensor): (heads, 2H-1, 2W-1), for windows up to H x W tokens: that of a smaller window is its centre.
-        height (int), width (int): window size in tokens.
-
-    Returns:
-        Tensor: (heads, h*w, h*w).
-    """
-    return reversed_window_bias(table, height, width).flip(2)
-
-
-def reversed_window_bias(table: Tensor, height: int, width: int) -> Tensor:
-    """`window_bias` with the keys last to first, which takes one copy and no index.
-
-    An offset is row of query minus row of key. With keys counted from the end that becomes a sum, up to a constant, and
-    the biases of a query are a rectangle of the table that begins at its own row and column: a view.
-    """
-    rectangles = table_centre(table, height, width).unfold(1, height, 1).unfold(2, width, 1)  # (heads, h, w, h, w)
-    return rectangles.reshape(-1, height * width, height * width)
-
-
-def fold_reversed_bias(grad: Tensor, height: int, width: int) -> Tensor:
-    """The gradient of a table of offsets from that of its `reversed_window_bias`: sums over the pairs of each offset.
-
-    Args:
-        grad (Tensor): (heads, h*w, h*w).
-        height (int), width (int): window size in tokens.
-
-    Returns:
-        Tensor: (heads, 2h-1, 2w-1).
-    """
-    grad = grad.view(-1, height, width, height, width)  # rows and columns of the query, then of the reversed key
-    by_row = grad.new_zeros(grad.shape[0], 2 * height - 1, width, width)
-    for row in range(height):
-        by_row[:, row : row + height] += grad[:, row].transpose(1, 2)
-    folded = grad.new_zeros(grad.shape[0], 2 * height - 1, 2 * width - 1)
-    for column in range(width):
-        folded[:, :, column : column + width] += by_row[:, :, column]
-    return folded
-
-
 def table_centre(table: Tensor, height: int, width: int) -> Tensor:
     """The part of a table ``(heads, 2H-1, 2W-1)`` that smaller windows use: a view, ``(heads, 2h-1, 2w-1)``."""
     rows, columns = (side // 2 for side in table.shape[1:])
@@ -111,7 +67,7 @@ def table_window(table: Tensor) -> int:
     """The window size P in tokens of a ((2P-1)^2, heads) table of biases.
 
     Raises:
-        ValueError: it has no such shape.
+        ValueError: the table has another shape.
     """
     side = math.isqrt(table.shape[0]) if table.ndim == 2 else 0
     if side % 2 == 0 or side**2 != table.shape[0]:
@@ -148,8 +104,7 @@ class PositionBias(nn.Module, ABC):
 class ContinuousPositionBias(PositionBias, nn.Sequential):
     """A small MLP from log-spaced offsets to one bias per head.
 
-    On CPU, where no gradient is needed, the last table is kept with a copy of the weights that it was computed from,
-    and serves while they are equal in value. Elsewhere a comparison would wait for the device.
+    On CPU, where no gradient is needed, it is computed once and kept while its weights stay equal.
 
     Args:
         num_heads (int): attention heads.
@@ -157,42 +112,39 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
     """
 
     kind, name, has_pretrained_window = 'log_cpb', 'cpb_mlp', True
-    coordinates = staticmethod(log_spaced_coordinates)
-    _last = None, (), None  # size and normaliser of the table that is kept, its weights, and itself
+    coordinates = staticmethod(cached(log_spaced_coordinates))
 
     def __init__(self, num_heads: int, pretrained_window: int):
         super().__init__(nn.Linear(2, CPB_HIDDEN_DIMS), nn.ReLU(), nn.Linear(CPB_HIDDEN_DIMS, num_heads, bias=False))
         self.pretrained_window = pretrained_window
+        self._last = LastResult()
 
     def forward(self, height: int, width: int) -> Tensor:
-        if not self._can_keep():
+        if not self._is_plain():
             return self.table(height, width)
-        wanted, weights = (height, width, self.pretrained_window), self._weights()
-        kept, its_weights, table = self._last
-        if kept != wanted or not all(map(_equal, its_weights, weights)):
-            with torch.inference_mode(False), torch.no_grad():
-                copies = [weight.detach().clone() for weight in weights]
-                table = self.table(height, width)
-                self._last = wanted, copies, table
-        return table.clone()  # which a hook may change
+        key = height, width, self.pretrained_window
+        return self._last.get(lambda: self.table(height, width), key, self._weights())
 
     def table(self, height: int, width: int) -> Tensor:
         """What `forward` returns, computed anew.
 
-        Under any autocast in float32, because the bias reaches 16, where bfloat16 steps are 1/16.
+        Always in float32 or wider, because the bias reaches 16, where the steps of bfloat16 are 1/16.
         """
         plain = self._is_plain()
         weights = self._weights() if plain else filter(torch.is_floating_point, self.parameters())
-        weight = next(iter(weights), torch.empty(0, device='cpu'))  # quantized layers have none, and are for CPU
+        weight = next(iter(weights), torch.empty(0, device='cpu'))  # quantised layers have none, and run on CPU
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        coordinates = self._coordinates(height, width, self.pretrained_window, weight.device, dtype)
+        coordinates = self.coordinates(height, width, self.pretrained_window, weight.device, dtype)
         with torch.autocast(weight.device.type, enabled=False):
             if plain:
-                weight1, bias1, weight2 = (weight.to(dtype) for weight in self._weights())
+                weight1, bias1, weight2 = (weight.to(dtype) for weight in weights)
                 out = F.linear(F.relu(F.linear(coordinates, weight1, bias1)), weight2)
             else:
                 out = nn.Sequential.forward(self, coordinates.to(weight.dtype)).to(dtype)
             return 16 * torch.sigmoid(out).permute(2, 0, 1)
+
+    def _weights(self):
+        return self[0].weight, self[0].bias, self[2].weight
 
     def _is_plain(self):
         kinds = nn.Linear, nn.ReLU, nn.Linear
@@ -200,38 +152,12 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
             return False
         return self[0].bias is not None and self[2].bias is None
 
-    def _weights(self):
-        return self[0].weight, self[0].bias, self[2].weight
-
-    def _can_keep(self):
-        if not may_keep() or not self._is_plain():
-            return False
-        if not all(type(weight) in PLAIN and weight.device.type == 'cpu' for weight in self._weights()):
-            return False
-        return not (torch.is_grad_enabled() and any(weight.requires_grad for weight in self._weights()))
-
-    def _coordinates(self, *args):
-        return _kept_coordinates(type(self).coordinates, *args) if may_keep() else self.coordinates(*args)
-
-    def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name != '_last'}  # copies compute their own
-
-
-def _equal(kept, weight):
-    return kept.dtype == weight.dtype and torch.equal(kept, weight)
-
-
-@lru_cache(maxsize=16)
-def _kept_coordinates(function, *args):
-    with torch.inference_mode(False):  # what is kept may have to serve a forward pass with gradients
-        return function(*args)
-
 
 class LinearContinuousPositionBias(ContinuousPositionBias):
     """`ContinuousPositionBias` from linear-spaced offsets: the second row of the paper's Table 1."""
 
     kind, name = 'linear_cpb', 'linear_cpb_mlp'
-    coordinates = staticmethod(linear_spaced_coordinates)
+    coordinates = staticmethod(cached(linear_spaced_coordinates))
 
 
 class ParameterizedPositionBias(PositionBias):

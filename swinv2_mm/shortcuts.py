@@ -1,9 +1,12 @@
-"""When a shortcut may be taken: weights read instead of a layer called, results kept, operators of our own.
+"""When a shortcut may be taken: weights read instead of a layer called, results kept, operators of our own used.
 
-Hooks, compilers, tracers, counters of operators and the transforms of torch.func all have to see what PyTorch would do.
+Hooks, compilers, tracers, counters of operators and the transforms of torch.func must see what PyTorch itself would do.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache, wraps
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +16,15 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import compat
 
-PLAIN = Tensor, nn.Parameter  # the types of tensors that are just what they hold
+PLAIN = Tensor, nn.Parameter  # types of tensors without behaviour of their own
 FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Dropout, nn.ReLU)}
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling a module does what its class says and no more, so that its weights may be read instead.
 
-    A module of another class or a subclass, with a hook of its own or of all modules, or with another ``forward`` than
-    PyTorch gave it is called.
+    A module of another class or a subclass, a wrapper, a module with hooks (its own or global ones) or with a replaced
+    ``forward`` is not plain, and has to be called.
     """
     if type(module) is not kind or 'forward' in vars(module) or kind.forward is not FORWARDS.get(kind, kind.forward):
         return False
@@ -41,16 +44,13 @@ def _has_hooks(module):
     )
 
 
-def may_keep() -> bool:
-    """Whether a result may be kept for another call, and operators be used that others do not know.
-
-    Not where tensors may be no real ones, or every operator is recorded, counted or transformed.
-    """
-    return not (is_traced() or _get_current_dispatch_mode() is not None)
+def is_recorded() -> bool:
+    """Whether operators are traced, counted or transformed, and tensors may be fake tensors."""
+    return is_traced() or _get_current_dispatch_mode() is not None
 
 
 def is_traced() -> bool:
-    """Whether operators become a graph, or a transform of torch.func or forward-mode differentiation acts on them."""
+    """Whether operators become a graph, or torch.func or forward-mode differentiation transforms them."""
     return compat.is_compiling() or torch.jit.is_tracing() or is_transforming()
 
 
@@ -60,5 +60,54 @@ def is_transforming() -> bool:
 
 
 def may_use_functions() -> bool:
-    """Whether functions with a gradient of their own may be used. `torch.compile` knows them, exporters do not."""
+    """Whether a `torch.autograd.Function` may be used. `torch.compile` supports them, exporters do not."""
     return not (torch.jit.is_tracing() or compat.is_exporting() or is_transforming())
+
+
+def cached(function: Callable) -> Callable:
+    """Keep the last 16 results of a function of plain values, but not while operators are recorded."""
+
+    @lru_cache(maxsize=16)
+    def kept(*args):
+        with torch.inference_mode(False):  # a later forward pass may need gradients
+            return function(*args)
+
+    @wraps(function)
+    def call(*args):
+        return (function if is_recorded() else kept)(*args)
+
+    return call
+
+
+class LastResult:
+    """The last result of a function of CPU tensors, for as long as their values stay equal.
+
+    Values are compared, because weights may change without a trace: fused optimizers, averaged weights, ``p.data``. On
+    a GPU the comparison would wait for the device. Copies and pickles of it are empty.
+    """
+
+    def __init__(self):
+        self._last = None, (), None  # one attribute, so that threads never see half of an update
+
+    def get(self, compute: Callable[[], Tensor], key: Hashable, tensors: Sequence[Tensor]) -> Tensor:
+        """``compute()``, or a copy of what it gave last if ``key`` and the values of ``tensors`` are the same.
+
+        Where operators are recorded, a gradient is needed, or a tensor is not a plain one on the CPU, it is computed.
+        """
+        needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        if needs_grad or is_recorded() or not all(type(x) in PLAIN and x.device.type == 'cpu' for x in tensors):
+            return compute()
+        last_key, last_tensors, result = self._last
+        if last_key != key or not all(map(_equal, last_tensors, tensors)):
+            with torch.inference_mode(False), torch.no_grad():
+                copies = [x.detach().clone() for x in tensors]
+                result = compute()
+                self._last = key, copies, result
+        return result.clone()  # a hook may change it in place
+
+    def __reduce__(self):
+        return LastResult, ()
+
+
+def _equal(one, other):
+    return one.dtype == other.dtype and torch.equal(one, other)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .shortcuts import is_transforming, may_keep, may_use_functions
+from .shortcuts import cached, is_transforming, may_use_functions
 
 
 class WindowGroup(NamedTuple):
@@ -32,9 +31,11 @@ class WindowGroup(NamedTuple):
 class Windows(NamedTuple):
     """Windows of a ``(B, H, W)`` map, all of them or a part, group after group.
 
+    Tokens are in window order if those of a window follow each other, row by row, group after group.
+
     Attributes:
-        groups (tuple[WindowGroup]): at most nine, in the order of ``order``.
-        order (Tensor): (T,) int64, the flat map index of the token at each place in window order.
+        groups (tuple[WindowGroup]): at most nine.
+        order (Tensor): (T,) int64, the flat index on the map of each token in window order.
         images (Tensor): (T,) int64, the image of the batch that it belongs to.
     """
 
@@ -42,11 +43,16 @@ class Windows(NamedTuple):
     order: Tensor
     images: Tensor
 
-    def split(self, max_tokens: int, multiple: int = 1) -> list[Windows]:
-        """Parts of whole windows with at most ``max_tokens`` tokens each, or one window where that is larger.
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width in tokens that no window exceeds."""
+        return max(group.height for group in self.groups), max(group.width for group in self.groups)
 
-        A part that ends inside a group has a multiple of ``multiple`` tokens of it, if so many fit. One that has such a
-        multiple takes another group only with all that follows. Without any token there is one part.
+    def split(self, max_tokens: int, multiple: int = 1) -> list[Windows]:
+        """Split into parts of whole windows, each of at most ``max_tokens`` tokens or one larger window.
+
+        A part that ends inside a group takes a multiple of ``multiple`` tokens of it, if so many fit. A part that has
+        such a multiple takes another group only if it takes everything that is left. Without tokens there is one part.
         """
         parts, room, left = [], 0, len(self.order)
         for height, width, count in self.groups:
@@ -93,6 +99,7 @@ def axis_segments(length: int, window: int, shift: int) -> dict[int, list[int]]:
     return starts_by_size
 
 
+@cached
 def partition(batch: int, height: int, width: int, window: int, shift: int, device=None) -> Windows:
     """Partition a ``(batch, height, width)`` map into ragged windows: the product of its row and column segments.
 
@@ -104,17 +111,7 @@ def partition(batch: int, height: int, width: int, window: int, shift: int, devi
         shift (int): offset of the window grid in tokens, 0 in even blocks and ``window // 2`` in odd blocks.
         device (torch.device, optional): where the index tensors live.
     """
-    make = _kept_partition if may_keep() else _partition
-    return make(batch, height, width, window, shift, device)
 
-
-@lru_cache(maxsize=16)
-def _kept_partition(*args):
-    with torch.inference_mode(False):  # what is kept may have to serve a forward pass with gradients
-        return _partition(*args)
-
-
-def _partition(batch, height, width, window, shift, device):
     def places(starts, size):
         return torch.tensor(starts, device=device)[:, None] + torch.arange(size, device=device)  # (count, size)
 
@@ -130,12 +127,6 @@ def _partition(batch, height, width, window, shift, device):
     return Windows(tuple(groups), order, order.div(height * width, rounding_mode='floor'))
 
 
-def largest_window(parts: Sequence[Windows]) -> tuple[int, int]:
-    """Height and width in tokens that no window exceeds."""
-    groups = [group for part in parts for group in part.groups]
-    return max(group.height for group in groups), max(group.width for group in groups)
-
-
 def gather(x: Tensor, parts: Sequence[Windows]) -> tuple[Tensor, ...]:
     """Put the tokens of a map ``(B, H, W, C)`` into window order: ``(T, C)`` for each part."""
     return _Gather.apply(x.flatten(0, 2), tuple(part.order for part in parts))
@@ -148,15 +139,15 @@ def scatter(tokens: Sequence[Tensor], parts: Sequence[Windows], batch: int, heig
 
 
 def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts: Sequence[Windows]) -> Tensor:
-    """Apply a function of the tokens of some windows, which keeps their shape, to a map part by part.
+    """Apply a function of the tokens of some windows to a map, part by part.
 
     Args:
-        function (Callable): of tokens ``(T, C)`` in window order, and the part they are.
+        function (Callable): takes tokens ``(T, C)`` in window order and the part that holds them, gives ``(T, D)``.
         x (Tensor): (B, H, W, C).
-        parts (Sequence[Windows]): which together have every token of the map once.
+        parts (Sequence[Windows]): hold every token of the map once.
 
     Returns:
-        Tensor: (B, H, W, C).
+        Tensor: (B, H, W, D).
     """
     rows = x.flatten(0, 2)
     if x.requires_grad and torch.is_grad_enabled() and may_use_functions():
@@ -164,20 +155,20 @@ def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts:
     else:
         tokens = (rows.index_select(0, part.order) for part in parts)
     computed = (function(tokens_of, part) for tokens_of, part in zip(tokens, parts))
-    first = next(computed)  # which shows whether anything needs a gradient: weights, or what hooks bring in
+    first = next(computed)  # shows whether anything needs a gradient: weights, or what a hook brings in
     if is_transforming():
         order = torch.cat([part.order for part in parts])
-        return torch.cat([first, *computed]).index_select(0, order.argsort()).view(x.shape)
+        return torch.cat([first, *computed]).index_select(0, order.argsort()).view(*x.shape[:3], first.shape[1])
     if first.requires_grad and may_use_functions():
         return scatter([first, *computed], parts, *x.shape[:3])
-    out = torch.empty_like(rows, dtype=first.dtype).index_copy_(0, parts[0].order, first)
+    out = first.new_empty(rows.shape[0], first.shape[1]).index_copy_(0, parts[0].order, first)
     for part, tokens_of in zip(parts[1:], computed):  # nothing of a part outlives it
         out.index_copy_(0, part.order, tokens_of)
-    return out.view(x.shape)
+    return out.view(*x.shape[:3], out.shape[1])
 
 
 class _Gather(torch.autograd.Function):
-    """Rows in the order of each part. The gradient goes back row for row, where `index_select` would add to zeros."""
+    """Rows in the order of each part. Its backward copies rows, where that of `index_select` adds to zeros."""
 
     @staticmethod
     def forward(ctx, rows, orders):

@@ -8,9 +8,8 @@ from across_versions import half_dtypes
 from torch import nn
 
 from swinv2_mm import ops
-from swinv2_mm.backbone import Block
-from swinv2_mm.blocks import WindowAttention
-from swinv2_mm.windows import WindowGroup, gather, largest_window, partition, scatter
+from swinv2_mm.blocks import Block, WindowAttention
+from swinv2_mm.windows import WindowGroup, gather, partition, scatter
 
 MAPS = [
     # height, width, window, shift
@@ -100,9 +99,11 @@ def assert_same(actual, expected, relative=1e-11):
 
 
 def attend(module, x, parts):
-    """`WindowAttention` on a map ``(B, H, W, C)``, part by part."""
-    table = module.position_bias(*largest_window(parts))
-    tokens = [module(tokens, part.groups, table) for tokens, part in zip(gather(x, parts), parts)]
+    """`WindowAttention` or a `Block` on a map ``(B, H, W, C)``, part by part; on the map itself if it has one part."""
+    if len(parts) == 1:
+        return module(x, parts[0])
+    table = getattr(module, 'attn', module).position_bias(*map(max, zip(*(part.largest for part in parts))))
+    tokens = [module(tokens, part, table) for tokens, part in zip(gather(x, parts), parts)]
     return scatter(tokens, parts, *x.shape[:3])
 
 
@@ -114,15 +115,14 @@ def assert_matches(module, brute_force, args, shape, window, shift):
     module.double()
     x = torch.randn(*shape, dtype=torch.float64)
     windows = partition(*shape[:3], window, shift)
-    forward = attend if isinstance(module, WindowAttention) else type(module).__call__
     leaves = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in module.named_parameters()}
     expected, expected_grads = values_and_gradients(lambda x: brute_force(leaves, x, *args, window, shift), x, leaves)
     for parts in ([windows], windows.split(20)):
         with torch.no_grad():
             for _ in range(2):  # the second time with the kept bias
-                assert_same(forward(module.eval(), x, parts), expected)
+                assert_same(attend(module.eval(), x, parts), expected)
         parameters = dict(module.named_parameters())
-        actual, grads = values_and_gradients(lambda x, parts=parts: forward(module.train(), x, parts), x, parameters)
+        actual, grads = values_and_gradients(lambda x, parts=parts: attend(module.train(), x, parts), x, parameters)
         assert_same(actual, expected)
         assert grads.keys() == expected_grads.keys()
         for name, grad in grads.items():
@@ -168,7 +168,7 @@ def test_window_attention_with_another_position_bias_is_the_loop_over_tokens(
 
 def test_gradients_of_window_attention_are_those_of_finite_differences(randomize):
     module = randomize(WindowAttention(4, num_heads=2, pretrained_window=3), std=0.5).double()
-    groups = partition(1, 3, 2, 2, 1).groups
+    windows = partition(1, 3, 2, 2, 1)
     names = [name for name, _ in module.named_parameters()]
 
     class Whole(nn.Module):
@@ -177,7 +177,7 @@ def test_gradients_of_window_attention_are_those_of_finite_differences(randomize
             self.attention = module
 
         def forward(self, tokens):
-            return self.attention(tokens, groups, self.attention.position_bias(2, 2))
+            return self.attention(tokens, windows)
 
     whole = Whole()
 
@@ -223,7 +223,7 @@ def test_attention_equals_the_formula(num_tokens, dtype, tolerance):
     qkv, scale, table, groups = operands(num_tokens, dtype)
     q, k, v = heads_of(qkv.double(), num_tokens)
     expected = formula(q * scale, k, v, bias_of_rows(table, num_tokens)).to(dtype)
-    for path in (ops.sdpa.attention, ops.reference.attention, ops.attention):
+    for path in (ops.sdpa.attention, ops.reference.attention, ops.flash_cpu.attention):
         assert_same(path(qkv, scale, table, groups), expected, tolerance)
 
 
@@ -246,7 +246,7 @@ def test_logits_and_softmax_stay_in_float32_under_autocast(dtype, path):
     qkv, scale = torch.randn(tokens, 3 * heads * 32).to(dtype), torch.tensor([10.0, 100.0]).view(-1, 1, 1)
     table, groups = 16 * torch.rand(heads, 1, 2 * tokens - 1), [WindowGroup(1, tokens, 1)]
     with torch.autocast('cpu', dtype):
-        out = ops.PATHS[path](qkv, scale, table, groups)
+        out = ops.PATHS[path].attention(qkv, scale, table, groups)
     assert out.dtype == dtype
     expected = ops.reference.attention(*(t.double() for t in (qkv, scale, table)), groups)
     assert_same(out.double(), expected, torch.finfo(dtype).eps)
@@ -269,7 +269,7 @@ def test_scale_and_table_stay_in_float32_under_autocast_and_the_scale_has_a_limi
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_unit_vectors_are_in_float32(dtype):
     x = torch.randn(50, 32).to(dtype)
-    unit = ops.reference.cosine(x)
+    unit = ops.common.cosine(x)
     torch.testing.assert_close(unit, x.float() / x.float().norm(dim=-1, keepdim=True))
     torch.testing.assert_close(unit.norm(dim=-1), torch.ones(50))
 

@@ -11,8 +11,7 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from swinv2_mm import CheckpointError, SwinTransformerV2, load_pretrained
-from swinv2_mm import backbone as backbone_module
-from swinv2_mm.backbone import PatchEmbed, PatchMerging
+from swinv2_mm.blocks import PatchEmbed, PatchMerging
 from swinv2_mm.position_bias import log_spaced_coordinates
 from swinv2_mm.windows import gather, partition, scatter
 
@@ -62,7 +61,7 @@ def test_pyramid_is_blocks_extra_norms_merging_and_output_norms(build_small):
         for j, block in enumerate(stage.blocks):
             windows = partition(*x.shape[:3], window, (window // 2) * (j % 2))
             table = block.attn.position_bias(window, window)
-            attended = block.attn(gather(x, [windows])[0], windows.groups, table)
+            attended = block.attn(gather(x, [windows])[0], windows, table)
             x = x + layer_norm(scatter([attended], [windows], *x.shape[:3]), block.norm1)
             x = x + layer_norm(block.mlp(x), block.norm2)
             if j in (1, 3):
@@ -420,7 +419,7 @@ def test_set_window_size_refuses_what_the_constructor_refuses(build_small, posit
 
 def test_a_plain_load_of_official_weights_takes_the_windows_of_their_tables(build_small, monkeypatch):
     logged = []
-    monkeypatch.setattr(backbone_module, 'print_log', lambda message, **kwargs: logged.append(message))
+    monkeypatch.setattr('swinv2_mm.messages.print_log', lambda message, **kwargs: logged.append(message))
     state_dict = {name: w for name, w in build_small().state_dict().items() if name != 'pretrained_windows'}
     tables = {
         f'layers.{i}.blocks.0.attn.relative_coords_table': log_spaced_coordinates(8, 8, window)[None]

@@ -9,7 +9,8 @@ from across_versions import half_dtypes, strict_zip
 from torch import nn
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.backbone import Block, DropPath
+from swinv2_mm.backbone import Stage
+from swinv2_mm.blocks import Block, DropPath
 from swinv2_mm.windows import gather, partition, scatter
 
 
@@ -75,16 +76,17 @@ def test_drop_path_drops_whole_images_and_scales_the_others():
 
 @pytest.mark.parametrize('branch', ['attention', 'mlp'])
 @pytest.mark.parametrize('max_tokens', [2000, 7])
-def test_each_branch_of_a_block_is_dropped_or_scaled_image_by_image(randomize, branch, max_tokens):
+def test_each_branch_of_a_block_is_dropped_or_scaled_image_by_image(randomize, monkeypatch, branch, max_tokens):
+    monkeypatch.setattr('swinv2_mm.backbone.PART_SIZE', max_tokens * 8)
     block = randomize(Block(8, num_heads=2, pretrained_window=4, drop_path=0.4)).double().train()
     off = block.norm2 if branch == 'attention' else block.norm1
     nn.init.zeros_(off.weight)
     nn.init.zeros_(off.bias)
-    x, windows = torch.randn(100, 3, 4, 8, dtype=torch.float64), partition(100, 3, 4, 2, 1)
-    attended = block.attn(*gather(x, [windows]), windows.groups, block.attn.position_bias(2, 2))
+    x, windows = torch.randn(100, 3, 4, 8, dtype=torch.float64), partition(100, 3, 4, 2, 0)
+    attended = block.attn(*gather(x, [windows]), windows)
     attended = scatter([attended], [windows], *x.shape[:3])
     residual = block.norm1(attended) if branch == 'attention' else block.norm2(block.mlp(x))
-    added = block(x, windows.split(max_tokens)) - x
+    added = Stage([block], nn.Identity(), window_size=2, with_cp=False)(x) - x
     dropped = (added == 0).flatten(1).all(1)
     assert 0.2 < dropped.float().mean() < 0.6  # 0.4 by four standard deviations
     torch.testing.assert_close(added[~dropped], residual[~dropped] / 0.6)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm import ops
-from swinv2_mm.windows import largest_window, partition
+from swinv2_mm.windows import partition
 
 BENCHMARK = Path(__file__).parents[1] / 'tools/analysis_tools/benchmark.py'
 
@@ -45,7 +45,7 @@ def test_operations_are_those_that_pytorch_counts(work_module, monkeypatch, heig
     tables = 0  # of the position MLPs, which the benchmark leaves out
     for size, heads, depth in zip(work_module.map_sizes(work), (3, 6, 12, 24), (2, 2, 6, 2)):
         for shift in (0, window // 2):
-            rows, columns = (2 * side - 1 for side in largest_window([partition(batch, *size, window, shift)]))
+            rows, columns = (2 * side - 1 for side in partition(batch, *size, window, shift).largest)
             tables += depth // 2 * 2 * rows * columns * 512 * (2 + heads)
     assert work_module.flops(work) == counter.get_total_flops() - tables
 

@@ -1,6 +1,10 @@
-"""The recipes: each as it is, built on the meta device, and each shrunk, trained and tested for a step."""
+"""The recipes: each as it is, built on the meta device, and each shrunk, trained and tested for a step.
+
+They are found by looking into `configs/`. CONTRIBUTING.md says what is asked of a new one.
+"""
 
 import re
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -22,11 +26,18 @@ from swinv2_mm.engine import launch
 from swinv2_mm.engine.optim import SwinV2OptimWrapperConstructor
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ('configs', 'configs/coco', 'configs/ade20k')
-RECIPES = sorted(path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).glob('*.py'))
-DETECTION = [recipe for recipe in RECIPES if 'ade20k' not in recipe and 'upernet' not in recipe]
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'configs').rglob('*.py'))
+SHARED = [path for path in CONFIGS if path.startswith('configs/_base_/')]
+RECIPES = [path for path in CONFIGS if not path.startswith(('configs/_base_/', 'configs/demo/'))]
+# What a recipe may be trained on, by the class of its data set. Another one needs a small one here, to train a step on.
+DATA = {'CocoDataset': 'COCO', 'CocoPanopticDataset': 'COCO', 'ADE20KDataset': 'ADE20K'}
+METRICS = {
+    'Object Detection': 'coco/bbox_mAP',
+    'Instance Segmentation': 'coco/segm_mAP',
+    'Semantic Segmentation': 'mIoU',
+}  # by task of the metafile
 RELEASES = 'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
-# What Microsoft released: arch, and the window per stage that normalises the position bias.
+# What Microsoft released: arch, and the pretrained window per stage.
 RELEASED = {
     f'swinv2_{arch}_patch4_window{window}_256': (arch, (window, window, window, 8))
     for arch in ('tiny', 'small', 'base')
@@ -71,9 +82,48 @@ def channels_taken(module):
     return list(taken) if isinstance(taken, list | tuple) else [taken]
 
 
+def window_trained_at(name):
+    """The window that a released checkpoint was last trained with."""
+    return int(re.search(r'window(?:12to)?(\d+)_', name)[1])
+
+
+def checkpoint_name(backbone):
+    """The stem of the released checkpoint that a config of a backbone names."""
+    url = backbone.init_cfg.checkpoint
+    assert url == f'{RELEASES}{Path(url).stem}.pth'
+    return Path(url).stem
+
+
+@pytest.fixture(scope='module')
+def recipes():
+    """Every recipe's config, by its path."""
+    return {recipe: launch.load_config(ROOT / recipe) for recipe in RECIPES}
+
+
+@pytest.fixture(scope='module')
+def entries():
+    """Every entry of the metafile, by the config that it is for."""
+    index = modelindex.load(str(ROOT / 'model-index.yml'))
+    index.build_models_with_collections()
+    assert len(index.models) == len({model.config for model in index.models})
+    return {model.config: model for model in index.models}
+
+
 def test_the_front_doors_are_there():
     doors = ('mask_rcnn', 'cascade_mask_rcnn', 'htc', 'upernet', 'mask2former')
     assert {f'configs/{door}_swinv2.py' for door in doors} == {path for path in RECIPES if path.count('/') == 1}
+
+
+def test_every_released_checkpoint_has_a_backbone_to_inherit():
+    found = set()
+    for path in (path for path in SHARED if 'swinv2_' in path):
+        backbone = Config.fromfile(path).backbone
+        name = checkpoint_name(backbone)
+        assert name == Path(path).stem
+        assert backbone.arch == RELEASED[name][0]
+        assert backbone.window_size == window_trained_at(name)
+        found.add(name)
+    assert found == set(RELEASED)
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
@@ -95,64 +145,86 @@ def test_a_recipe_builds_as_it_is(recipe):
     assert trained == sum(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_recipe_shares_what_is_shared_and_leaves_no_name_of_it_behind(recipes):
+    names = {name for path in SHARED for name in Config.fromfile(path)}
+    for recipe, cfg in recipes.items():
+        assert not names & set(cfg), f'{recipe}: take it out of _base_ with pop'
+        assert RELEASES not in Path(recipe).read_text(), f'{recipe}: inherit the file of configs/_base_'
+
+
+@pytest.mark.parametrize('recipe', [recipe for recipe in RECIPES if recipe.count('/') > 1])
+def test_the_name_of_a_recipe_says_its_arch_window_and_precision(recipe):
+    cfg = launch.load_config(recipe)
+    backbone = cfg.model.backbone
+    said = re.search(r'swinv2-(?:(\w)-w|(\w)\w+-patch4-window)(\d+)', recipe)
+    assert (said[1] or said[2]) == backbone.arch[0]
+    assert int(said[3]) == backbone.window_size
+    assert bool(re.search('[-_]amp-', recipe)) == (cfg.optim_wrapper.type == 'BFloat16OptimWrapper')
+
+
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_a_recipe_starts_from_the_released_checkpoint_that_its_name_says(recipe):
+def test_a_recipe_starts_from_the_released_checkpoint_that_fits_it(recipe):
     backbone = launch.load_config(recipe).model.backbone
     if backbone.arch == 'giant':
         assert backbone.init_cfg is None  # never released
         return
     assert 'pretrained_window_sizes' not in backbone  # the file says them
-    checkpoint = backbone.init_cfg.checkpoint
-    assert checkpoint.startswith(RELEASES)
-    assert checkpoint.endswith('.pth')
-    name = checkpoint.removeprefix(RELEASES).removesuffix('.pth')
-    arch, pretrained_windows = RELEASED[name]
-    assert backbone.arch == arch
-    trained_at = int(re.search(r'window(?:12to)?(\d+)_', name)[1])
-    assert (trained_at, backbone.window_size) in [(8, 8), (16, 16), (24, 24), (16, 32), (12, 32)]
-    assert ('22k' in name) == (arch == 'large' or backbone.window_size == 24)
-    said = re.search(r'swinv2-(?:(\w)-w|(\w)\w+-patch4-window)(\d+)', recipe)
-    if said:
-        assert (said[1] or said[2]) == arch[0]
-        assert int(said[3]) == backbone.window_size
-    for data in re.findall('in1k|in22k', recipe):
-        assert (data == 'in22k') == ('22k' in name)
-    # the table for users says so too
-    listed = re.search(rf'`{name}.pth` \| (\(.*?\)) \| (.*) \|', Path('docs/checkpoints.md').read_text())
-    assert listed[1] == str(pretrained_windows)
-    assert str(backbone.window_size) in listed[2]
+    name = checkpoint_name(backbone)
+    assert backbone.arch == RELEASED[name][0]
+    released = {window_trained_at(other) for other, (arch, _) in RELEASED.items() if arch == backbone.arch}
+    if backbone.window_size in released:
+        assert window_trained_at(name) == backbone.window_size
+    else:
+        assert window_trained_at(name) < backbone.window_size
+    # the smaller archs and windows start from ImageNet-1K, unless the name says otherwise
+    assert ('22k' in name) == ('in22k' in recipe or backbone.arch == 'large' or backbone.window_size == 24)
+    assert not ('22k' in name and 'in1k' in recipe)
 
 
-def test_the_windows_of_detection_are_8_16_24_and_32():
-    windows = {launch.load_config(recipe).model.backbone.window_size for recipe in DETECTION}
-    assert windows == {8, 16, 24, 32}
+def test_the_docs_list_the_released_checkpoints_with_their_pretrained_windows():
+    rows = re.findall(r'^\| `(swinv2_\w+)\.pth` \| (\(.*?\)) \|', Path('docs/checkpoints.md').read_text(), re.MULTILINE)
+    assert dict(rows) == {name: str(windows) for name, (_, windows) in RELEASED.items()}
 
 
-@pytest.mark.parametrize('recipe', [recipe for recipe in DETECTION if 'panoptic' not in recipe])
-def test_only_panoptic_recipes_need_more_than_photos_and_annotations(recipe):
-    cfg = launch.load_config(recipe)
-    prefixes = [cfg[f'{split}_dataloader'].dataset.data_prefix for split in ('train', 'val', 'test')]
-    assert prefixes == [dict(img='train2017/'), dict(img='val2017/'), dict(img='val2017/')]
+def test_the_docs_list_every_recipe():
+    page = runpy.run_path('docs/list_recipes.py')['page']()
+    assert Path('docs/recipes.md').read_text() == page, 'run: python docs/list_recipes.py'
+    assert sorted(re.findall(r'\]\(\.\./(configs/[^)]*\.py)\)', page)) == RECIPES
 
 
-def test_the_recipes_of_the_paper():
-    cascade = launch.load_config('configs/cascade_mask_rcnn_swinv2.py')
+def test_there_are_detectors_of_windows_8_16_24_and_32(recipes):
+    windows = {cfg.model.backbone.window_size for cfg in recipes.values() if cfg.default_scope == 'mmdet'}
+    assert windows >= {8, 16, 24, 32}
+
+
+def test_only_panoptic_recipes_need_more_than_photos_and_annotations(recipes):
+    photos = dict(train='train2017/', val='val2017/', test='val2017/')
+    coco = {recipe: cfg for recipe, cfg in recipes.items() if cfg.train_dataloader.dataset.type == 'CocoDataset'}
+    assert len(coco) == sum(cfg.default_scope == 'mmdet' and 'panoptic' not in path for path, cfg in recipes.items())
+    for recipe, cfg in coco.items():
+        for split, folder in photos.items():
+            assert cfg[f'{split}_dataloader'].dataset.data_prefix == dict(img=folder), recipe
+
+
+def test_the_recipes_of_the_paper(recipes):
+    cascade = recipes['configs/cascade_mask_rcnn_swinv2.py']
     assert cascade.train_cfg.max_epochs == 36
     resize = next(step for step in cascade.train_dataloader.dataset.pipeline if 'scales' in step)
     assert min(resize.scales) == (480, 1333)
     assert max(resize.scales) == (800, 1333)
     assert cascade.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
-    htc = launch.load_config('configs/htc_swinv2.py')
+    htc = recipes['configs/htc_swinv2.py']
     assert htc.model.test_cfg.rcnn.nms.type == 'soft_nms'
     assert [sorted(scale)[0] for scale in htc.train_dataloader.dataset.pipeline[2].scale] == [400, 1400]
-    for path in set(RECIPES) - set(DETECTION):
-        ade = launch.load_config(path)
-        assert ade.train_cfg.max_iters == 160000
-        assert ade.model.backbone.drop_path_rate == 0.3
-        assert ade.optim_wrapper.paramwise_cfg.decay_rate == 0.95
-        assert ade.train_dataloader.batch_size * 8 == 16
+    ade20k = {path: cfg for path, cfg in recipes.items() if cfg.train_dataloader.dataset.type == 'ADE20KDataset'}
+    assert set(ade20k) == {path for path in RECIPES if path.startswith(('configs/ade20k/', 'configs/upernet'))}
+    for path, cfg in ade20k.items():
+        assert cfg.train_cfg.max_iters == 160000, path
+        assert cfg.model.backbone.drop_path_rate == 0.3, path
+        assert cfg.optim_wrapper.paramwise_cfg.decay_rate == 0.95, path
+        assert cfg.train_dataloader.batch_size * 8 == 16, path
         if 'mask2former' not in path:
-            assert ade.optim_wrapper.optimizer.lr == 4e-5
+            assert cfg.optim_wrapper.optimizer.lr == 4e-5, path
 
 
 def shrink(node):
@@ -202,15 +274,17 @@ def shrink_config(cfg):
 
 @pytest.mark.parametrize('recipe', RECIPES)
 @pytest.mark.usefixtures('no_traces')
-def test_a_shrunk_recipe_trains_and_is_tested(recipe, coco, shapes, tmp_path, monkeypatch):
+def test_a_shrunk_recipe_trains_and_is_tested(recipe, entries, coco, shapes, tmp_path, monkeypatch):
     cfg = launch.load_config(recipe)
+    is_panoptic = 'Panoptic Segmentation' in entries[recipe].data['Tasks']
     shrink_config(cfg)
     launch.set_initial_weights(cfg, 'none')
-    launch.set_data_root(cfg, str(shapes / 'ade' if cfg.default_scope == 'mmseg' else coco))
+    roots = dict(COCO=coco, ADE20K=shapes / 'ade')
+    launch.set_data_root(cfg, str(roots[DATA[cfg.train_dataloader.dataset.type]]))
     cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
     cfg.default_hooks.checkpoint = None
     cfg.update(work_dir=str(tmp_path), launcher='none')
-    if recipe.endswith('panoptic.py'):
+    if is_panoptic:
         # panopticapi is on no registry; this is all of it that training needs, and testing needs more
         utils = types.ModuleType('panopticapi.utils')
         utils.rgb2id = lambda colours: colours.astype(int) @ (1, 256, 65536)
@@ -226,47 +300,52 @@ def test_a_shrunk_recipe_trains_and_is_tested(recipe, coco, shapes, tmp_path, mo
             assert block.norm2.weight.abs().min() > 0
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     metrics = runner.test()
-    if recipe.endswith('panoptic.py'):
+    if is_panoptic:
         predictions = mmengine.load(tmp_path / 'predictions.pkl')
         assert [sample['pred_panoptic_seg']['sem_seg'].shape for sample in predictions] == [(1, 256, 256)] * 2
         return
-    expected = {'mmseg': ['mIoU'], 'mmdet': ['coco/bbox_mAP', 'coco/segm_mAP']}[cfg.default_scope]
-    for name in expected[: 1 if re.search('retinanet|dino', recipe) else 2]:
-        assert 0 <= metrics[name] <= 100
+    for task in entries[recipe].data['Tasks']:
+        assert 0 <= metrics[METRICS[task]] <= 100
 
 
-def test_the_metafile_lists_every_recipe_as_it_is():
-    index = modelindex.load(str(ROOT / 'model-index.yml'))
-    index.build_models_with_collections()
-    models = {model.config: model for model in index.models}
-    assert sorted(models) == RECIPES
-    assert len(index.models) == len(RECIPES)
-    for recipe, model in models.items():
-        cfg, said = launch.load_config(recipe), model.metadata.data
-        backbone, schedule = cfg.model.backbone, cfg.train_cfg
+def test_the_metafile_lists_every_recipe_as_it_is(recipes, entries):
+    assert sorted(entries) == RECIPES
+    for recipe, cfg in recipes.items():
+        model, said = entries[recipe], entries[recipe].metadata.data
+        backbone, wrapper, schedule = cfg.model.backbone, cfg.optim_wrapper, cfg.train_cfg
+        techniques = {
+            wrapper.optimizer.type: True,
+            'bfloat16': wrapper.type == 'BFloat16OptimWrapper',
+            'Layer Decay': 'decay_rate' in wrapper.get('paramwise_cfg', {}),
+        }
         assert model.name == Path(recipe).stem
-        assert f'SwinV2-{backbone.arch[0].upper()}' in said['Architecture']
+        assert said['Architecture'] == [f'SwinV2-{backbone.arch[0].upper()}', model.in_collection]
         assert said['Window Size'] == backbone.window_size
-        assert said['Training Data'] == {'mmdet': 'COCO', 'mmseg': 'ADE20K'}[cfg.default_scope]
+        assert said['Training Data'] == DATA[cfg.train_dataloader.dataset.type]
         assert said['Batch Size'] == 8 * cfg.train_dataloader.batch_size
         assert said.get('Epochs', said.get('Iterations')) == schedule.get('max_epochs', schedule.get('max_iters'))
-        assert ('bfloat16' in said['Training Techniques']) == (cfg.optim_wrapper.type == 'BFloat16OptimWrapper')
+        assert said['Training Techniques'] == [name for name, used in techniques.items() if used]
         if backbone.init_cfg:
-            assert said['Pretrained Checkpoint'] == backbone.init_cfg.checkpoint
-            name = backbone.init_cfg.checkpoint.removeprefix(RELEASES).removesuffix('.pth')
-            assert tuple(said['Pretrained Window Sizes']) == RELEASED[name][1]
+            assert said['Pretrained Checkpoint'] == f'{checkpoint_name(backbone)}.pth'
         assert model.results is None  # none was measured
+
+
+def test_the_metafile_has_the_results_of_the_paper(entries):
     published = {
-        model.name: said for model in index.models if (said := model.metadata.data.get('Results of the Paper'))
+        model.name: said for model in entries.values() if (said := model.metadata.data.get('Results of the Paper'))
     }
+    assert all('(arXiv 2111.09883, ' in said for said in published.values())
     tested_at_32 = '(arXiv 2111.09883, tested at window 32)'
-    assert published == {
-        'cascade_mask_rcnn_swinv2': 'box AP 51.1 (arXiv 2111.09883, Table 1)',
-        'cascade-mask-rcnn_swinv2-t-w32_fpn_ms-3x_coco': 'box AP 51.8 (arXiv 2111.09883, Table 1)',
-        'upernet_swinv2': 'mIoU 47.0 (arXiv 2111.09883, Table 1)',
-        'htc_swinv2': f'box AP 58.8, mask AP 51.1 {tested_at_32}',
-        'htc_swinv2-g-w32_fpn_amp-ms-400-1400-72e_coco': f'box AP 61.7, mask AP 53.3 {tested_at_32}',
-    }
+    assert (
+        published.items()
+        >= {
+            'cascade_mask_rcnn_swinv2': 'box AP 51.1 (arXiv 2111.09883, Table 1)',
+            'cascade-mask-rcnn_swinv2-t-w32_fpn_ms-3x_coco': 'box AP 51.8 (arXiv 2111.09883, Table 1)',
+            'upernet_swinv2': 'mIoU 47.0 (arXiv 2111.09883, Table 1)',
+            'htc_swinv2': f'box AP 58.8, mask AP 51.1 {tested_at_32}',
+            'htc_swinv2-g-w32_fpn_amp-ms-400-1400-72e_coco': f'box AP 61.7, mask AP 53.3 {tested_at_32}',
+        }.items()
+    )
 
 
 ADE20K = ROOT.parent / 'shared/data/ade20k_sample'

@@ -169,14 +169,13 @@ def test_an_installation_ends_with_what_pip_started(end, tmp_path, number):
     code = f"""import sys
 sys.path.insert(0, 'tools')
 sys.argv = ['install.py']
-import install
 from lib import ending
+import install
 install.PATIENCE = 1  # the sleeping shell job ignores Ctrl-C
 def main():
-    sys.executable = {str(fake)!r}
-    install.choose_environment = lambda *_: install.Path(sys.prefix)
-    step, log = install.Step('six', ('six',)), install.Path({str(tmp_path)!r}, 'log')
-    install.complete = lambda _: install.run_step(step, log, '')
+    sys.executable, sys.prefix = {str(fake)!r}, {str(tmp_path)!r}
+    install.choose_environment = lambda: install.Path(sys.prefix)
+    install.complete = lambda _: install.pip_install('six')
     install.ensure_environment()
 ending.run(main)"""
     check(end(number, '-c', code, when=pids), 'install', number, ': run again to go on')

@@ -1,488 +1,559 @@
+"""The tool that makes an environment. A pip that only writes down what it installs stands in for the real one."""
+
 import ast
-import dataclasses
+import configparser
 import email
 import importlib
-import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import types
 import venv
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import swinv2_mm
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'install.py'
-SPEC = importlib.util.spec_from_file_location('install', TOOL)
-install = importlib.util.module_from_spec(SPEC)
-sys.modules['install'] = install  # where dataclasses look it up
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(TOOL.parent)
-    SPEC.loader.exec_module(install)
-
-PINS = install.read_pins()
-NAMES = [install.split_requirement(line)[0] for lines in PINS.values() for line in lines]
+LIBRARIES = ('__init__.py', 'ending.py', 'machine.py')  # of tools/lib, which the tool imports
 UPSTREAM = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
-ORACLES = dict(line.split('==') for line in PINS['oracles'])
 ONEDL = {
     'onedl-mmengine': '0.10.12',
     'onedl-mmcv': '2.3.6',
     'onedl-mmdetection': '3.5.1',
     'onedl-mmsegmentation': '1.4.2',
 }
+CONFIG = configparser.ConfigParser(interpolation=None)
+CONFIG.read(ROOT / 'setup.cfg')
+PINS = {
+    extra: [Requirement(line) for line in lines.strip().split('\n')]
+    for extra, lines in CONFIG['options.extras_require'].items()
+}
+PEERS = sorted(map(str, PINS['peers']))
 
 
 @pytest.fixture(scope='module')
-def here():
-    return install.survey([*NAMES, *install.OPENCV])
+def install(load_tool):
+    return load_tool('install')
+
+
+@pytest.fixture(scope='module')
+def machine(load_tool):
+    return load_tool('machine')
 
 
 @pytest.fixture
-def complete_environment(here):
+def complete_environment():
     """Tests that install nothing because nothing is missing."""
-    if here.source != ROOT.as_uri():
+    origin = importlib.metadata.distribution('swinv2-mm').read_text('direct_url.json')
+    if json.loads(origin or '{}').get('url') != ROOT.as_uri():
         pytest.skip('this environment does not come from tools/install.py')
 
 
-def whole(stack):
-    """Versions by distribution of an environment that lacks nothing: the lowest that are allowed."""
-    lines = install.requirements_of(PINS, stack).items()
-    return {name: install.split_requirement(line)[1].split(',')[0].strip('=><') or '1' for name, line in lines}
+# ---------------------------------------------------------------- an environment, as far as the tool sees one
+
+PIP = r"""
+import json, os, pathlib, shutil, sys, sysconfig
+from pip._vendor.packaging.requirements import Requirement
+
+arguments = sys.argv[2:]
+with open(os.path.join(sys.prefix, 'calls'), 'a') as file:
+    print(json.dumps(arguments), file=file)
+with open(arguments[arguments.index('--log') + 1], 'a') as log:
+    print('a line of the log', file=log)
+    if os.environ.get('FAIL') and any(argument.startswith(os.environ.get('FAIL_AT', '')) for argument in arguments):
+        sys.exit(print(os.environ['FAIL'], file=log) or 1)
+site = pathlib.Path(sysconfig.get_path('purelib'))
+folder = site if '--target' not in arguments else pathlib.Path(arguments[arguments.index('--target') + 1])
+
+def write(name, version, **files):
+    info = folder / f'{name}-{version}.dist-info'
+    info.mkdir(parents=True, exist_ok=True)
+    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+    for file, text in files.items():
+        (info / f'{file}.json').write_text(text)
+
+for argument in arguments:
+    if argument.startswith(('-', '/')):
+        continue
+    requirement = Requirement(argument)
+    name = requirement.name.replace('-', '_')
+    there = [path.stem.split('-')[1] for path in folder.glob(f'{name}-*.dist-info')]
+    if '--force-reinstall' not in arguments and any(map(requirement.specifier.contains, there)):
+        continue
+    for path in folder.glob(f'{name}-*.dist-info'):
+        shutil.rmtree(path)
+    if requirement.name != os.environ.get('LEAVE_OUT'):
+        write(name, min(bound.version for bound in requirement.specifier if bound.operator in ('==', '>=')))
+    if 'mmcv' in name:
+        works = 'get_compiling_cuda_version = lambda: "not available"'
+        is_fresh = '--no-cache-dir' in arguments and not os.environ.get('NEVER_WORKS')
+        (site / 'mmcv/ops.py').write_text(works if is_fresh else os.environ.get('MMCV_OPS', works))
+if '-e' in arguments:
+    origin = {'url': pathlib.Path(arguments[-1]).as_uri(), 'dir_info': {'editable': True}}
+    write('swinv2_mm', '0.1.0', direct_url=json.dumps(origin))
+"""
+MODULES = {
+    'mmcv/__init__.py': '',
+    'mmdet/datasets.py': '',
+    'mmdet/models.py': '',
+    'mmseg/models.py': '',
+    'swinv2_mm/__init__.py': '',
+    'torch/__init__.py': 'class cuda: is_available = lambda: False',
+    'pip/__init__.py': '',
+    'pip/_vendor/__init__.py': '',
+    'pip/__main__.py': PIP,
+}
+
+
+def write(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def executable(path):
+    write(path.parent, {path.name: '#!/bin/sh\n'})
+    path.chmod(0o755)
+
+
+class Sandbox:
+    """A copy of the tool with an empty environment in `.venv`."""
+
+    def __init__(self, folder):
+        self.root, self.environment = folder, folder / '.venv'
+        copy_tool(folder)
+        venv.create(self.environment, with_pip=False)
+        (self.site,) = self.environment.glob('lib/python*/site-packages')
+        write(self.site, MODULES)
+        shutil.copytree(Path(sys.modules['packaging'].__file__).parent, self.site / 'pip/_vendor/packaging')
+        executable(folder / 'bin' / 'c++')
+
+    def run(self, *arguments, **environ):
+        """Run the tool as a user does, outside the environment. Returns the process and the new calls of pip."""
+        environ = {'PATH': str(self.root / 'bin'), **environ}
+        calls = self.environment / 'calls'
+        calls.write_text('')
+        command = [sys._base_executable, str(self.root / 'tools' / 'install.py'), *arguments]
+        process = subprocess.run(command, capture_output=True, text=True, env=environ, stdin=subprocess.DEVNULL)
+        lines = [json.loads(line) for line in calls.read_text().splitlines()]
+        log = ['--disable-pip-version-check', '--log', str(self.environment / 'install.log')]
+        assert all(line[:3] == log for line in lines)
+        return process, [line[3:] for line in lines]
+
+    def install(self, folder=None, **versions):
+        """Write the metadata of distributions, in place of other versions of them."""
+        for name, version in versions.items():
+            self.remove(name, folder)
+            metadata = f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
+            write(folder or self.site, {f'{name}-{version}.dist-info/METADATA': metadata})
+
+    def remove(self, name, folder=None):
+        for path in (folder or self.site).glob(f'{name}-*.dist-info'):
+            shutil.rmtree(path)
+
+    def version(self, name):
+        (path,) = self.site.glob(f'{name}-*.dist-info')
+        return path.stem.split('-')[1]
+
+
+def copy_tool(folder):
+    (folder / 'tools' / 'lib').mkdir(parents=True)
+    shutil.copy(TOOL, folder / 'tools')
+    shutil.copy(ROOT / 'setup.cfg', folder)
+    for name in LIBRARIES:
+        shutil.copy(TOOL.parent / 'lib' / name, folder / 'tools' / 'lib')
 
 
 @pytest.fixture
-def fake_environment(tmp_path):
-    """Create an environment that holds nothing but distributions and modules made up here. Returns its Python."""
-
-    def create(versions, modules):
-        venv.create(tmp_path / 'env', with_pip=False)
-        packages = next((tmp_path / 'env').glob('lib/python*/site-packages'))
-        for name, version in versions.items():
-            info = packages / f'{name}-{version}.dist-info'
-            info.mkdir()
-            (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
-        for path, source in modules.items():
-            (packages / path).parent.mkdir(parents=True, exist_ok=True)
-            (packages / path).write_text(source)
-        return str(tmp_path / 'env' / 'bin' / 'python')
-
-    return create
+def sandbox(tmp_path):
+    return Sandbox(tmp_path)
 
 
-# ---------------------------------------------------------------- the tool itself
+@pytest.fixture
+def complete(sandbox):
+    process, _ = sandbox.run()
+    assert process.returncode == 0, process.stderr
+    return sandbox
 
 
-def test_the_installer_parses_on_python_3_10_and_imports_the_standard_library_alone():
-    for tool in (TOOL, TOOL.with_name('ending.py')):
-        tree = ast.parse(tool.read_text(), feature_version=(3, 10))
-        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert {name.split('.')[0] for name in imported} <= {'ending', *sys.stdlib_module_names}
+def needed(stack):
+    """All requirements of an empty environment but the peers."""
+    hosts = UPSTREAM if stack == 'onedl' else ONEDL
+    extras = ('build', 'core', 'det', 'seg', 'test', *(['onedl'] if stack == 'onedl' else []))
+    return sorted(str(line) for extra in extras for line in PINS[extra] if line.name not in (*hosts, 'swinv2-mm'))
 
 
 # ---------------------------------------------------------------- versions
 
 
+def test_before_anything_is_installed_the_tool_imports_the_standard_library_and_pip_alone():
+    for tool in (TOOL, *(TOOL.parent / 'lib' / name for name in LIBRARIES)):
+        tree = ast.parse(tool.read_text(), feature_version=(3, 8))
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert {name.split('.')[0] for name in imported} <= {'lib', 'pip', *sys.stdlib_module_names}
+
+
 def test_the_pins_are_those_of_the_two_stacks():
-    for stack, versions in (('upstream', UPSTREAM), ('onedl', ONEDL)):
-        needed = install.requirements_of(PINS, stack)
-        assert {name: needed[name] for name in install.STACKS[stack]} == {n: f'{n}=={v}' for n, v in versions.items()}
-    assert not set(install.requirements_of(PINS, 'upstream')) & set(ONEDL)
-    assert not set(install.requirements_of(PINS, 'onedl')) & set(UPSTREAM)
+    pinned = {line.name: str(line.specifier) for lines in PINS.values() for line in lines}
+    assert {**UPSTREAM, **ONEDL}.items() <= {name: version[2:] for name, version in pinned.items()}.items()
 
 
 def test_every_dependency_is_bounded_and_appears_once():
-    lines = [line for extra, lines in PINS.items() if extra != 'kept' for line in lines]
-    lines = [line for line in lines if not line.startswith('swinv2-mm[')]
-    names = [install.split_requirement(line)[0] for line in lines]
+    lines = [line for extra, lines in PINS.items() if extra != 'kept' for line in lines if line.name != 'swinv2-mm']
+    names = [line.name for line in lines]
     assert sorted(names) == sorted(set(names))
-    assert all(install.split_requirement(line)[1] for line in lines)
+    assert all(line.specifier for line in lines)
 
 
-def test_this_environment_holds_what_is_pinned(here):
-    stack = install.settle_stack(None, here.installed)
-    assert install.missing(PINS, stack, here.installed) == []
-    assert install.missing_oracles(PINS, here) == []
-    assert here.ops is None
+def test_this_environment_holds_what_is_pinned(install, complete_environment):
+    pins = install.read_pins()
+    found = install.find_installed(pins)
+    stack = install.settle_stack(None, found)
+    assert install.plan(pins, stack, found) == {}
     modules = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
     imported = [importlib.import_module(module).__version__ for module in modules]
-    pinned = [install.requirements_of(PINS, stack)[name].partition('==')[2] for name in install.STACKS[stack]]
-    assert imported == pinned
+    assert imported == [*{'upstream': UPSTREAM, 'onedl': ONEDL}[stack].values()]
 
 
-@pytest.mark.parametrize(
-    ('version', 'specifier', 'expected'),
-    [
-        ('2.13.0+cpu', '==2.13.0', True),
-        ('2.13', '==2.13.0', True),
-        ('2.13.1', '==2.13.0', False),
-        ('2.6.0+cu124', '>=2.6', True),
-        ('2.10.0', '>=2.6', True),
-        ('2.5.1', '>=2.6', False),
-        ('3.0.0', '>=2,<3', False),
-        ('2.4.6', '>=2,<3', True),
-        ('1.26.4', '>=2,<3', False),
-        ('4.14.0.94', '>=4.10,<5', True),
-        ('82.0', '>=77,<81', False),
-        ('3.0', '', True),
-    ],
-)
-def test_versions_are_compared_as_numbers(version, specifier, expected):
-    assert install.satisfies(version, specifier) is expected
-
-
-@pytest.mark.parametrize('stack', install.STACKS)
-def test_nothing_is_missing_from_a_whole_environment_and_what_is_wrong_is_named(stack):
-    installed = whole(stack)
-    assert install.missing(PINS, stack, installed) == []
-    host = install.STACKS[stack][2]
-    wrong = {**installed, host: '3.2.0', 'numpy': '1.26.4', 'torch': '2.6.0'}
-    del wrong['ftfy']
-    assert sorted(install.missing(PINS, stack, wrong)) == sorted([host, 'numpy', 'ftfy'])
-
-
-# ---------------------------------------------------------------- the plan
+# ---------------------------------------------------------------- what is installed
 
 
 @pytest.mark.parametrize(('stack', 'hosts'), [('upstream', UPSTREAM), ('onedl', ONEDL)])
-def test_an_empty_environment_gets_everything_once_and_in_order(stack, hosts):
-    steps = install.plan(PINS, stack, install.Survey())
-    everything = [argument for step in steps for argument in step.arguments if not argument.startswith('-')]
-    needed = [*install.requirements_of(PINS, stack).values(), *PINS['oracles'], str(ROOT), f'{sys.prefix}/oracles']
-    assert sorted(everything) == sorted(needed)
+def test_an_empty_environment_gets_everything_once_and_in_order(sandbox, stack, hosts):
+    process, calls = sandbox.run('--stack', stack)
+    assert (process.returncode, process.stderr) == (0, '')
+    libraries, built, peers, ours = calls
 
-    mmcv = f'{list(hosts)[1]}=={list(hosts.values())[1]}'
-    assert [step.compiles for step in steps] == [False, False, False, False, True, False, False]
-    assert steps[2].title == f'{len(steps[2].arguments)} libraries'
-    assert steps[0].arguments[0] == 'setuptools>=77,<81'
-    assert steps[1].arguments == ('torch==2.13.0',)
-    assert steps[4].arguments[-1] == mmcv
-    assert {'--no-deps', '--no-build-isolation'} <= set(steps[4].arguments)
+    pinned = {f'{name}=={version}' for name, version in hosts.items()}
     also = {'imaug>=0.4.3'} if stack == 'onedl' else set()  # asks for opencv-python, as the hosts do
-    assert set(steps[3].arguments) == {'--no-deps', '--no-build-isolation'} | also | {
-        f'{name}=={version}' for name, version in hosts.items() if name != list(hosts)[1]
-    }
-    assert steps[5].arguments == ('--no-deps', '--upgrade', '--target', f'{sys.prefix}/oracles', *PINS['oracles'])
-    assert steps[6].arguments[-2:] == ('-e', str(ROOT))
+    assert {'torch==2.13.0', 'setuptools<81,>=77', 'ninja>=1.11'} <= set(libraries)
+    assert set(built) == {'--no-deps', '--no-build-isolation'} | pinned | also
+    assert sorted([*libraries, *built[2:]]) == needed(stack)
+    assert peers[:4] == ['--no-deps', '--upgrade', '--target', str(sandbox.environment / 'peers')]
+    assert sorted(peers[4:]) == PEERS
+    assert ours == ['--no-deps', '--no-build-isolation', '-e', str(sandbox.root)]
+
+    process, calls = sandbox.run()  # which stack is there, it sees
+    assert (process.returncode, calls) == (0, [])
+    assert process.stdout.startswith(f'{sandbox.environment} is complete: {stack} stack\n')
 
 
-def test_a_torch_that_is_there_is_kept_and_so_is_another_build_of_opencv():
-    installed = {'torch': '2.9.1+cu128', 'opencv-python': '4.11.0.86'}
-    arguments = [
-        argument for step in install.plan(PINS, 'upstream', install.Survey(installed)) for argument in step.arguments
-    ]
-    assert not any(argument.startswith(('torch>', 'torch=', 'opencv')) for argument in arguments)
-    assert 'numpy>=2,<3' in arguments
+def test_a_torch_that_is_there_is_kept_and_so_is_another_build_of_opencv(sandbox):
+    sandbox.install(torch='2.9.1+cu128', opencv_python='4.11.0.86')
+    process, calls = sandbox.run()
+    assert (process.returncode, process.stderr) == (0, '')
+    assert sandbox.version('torch') == '2.9.1+cu128'
+    assert not any(argument.startswith('opencv') for call in calls for argument in call)
+    assert sandbox.run()[1] == []
 
 
-def test_a_complete_environment_needs_no_step_and_one_of_another_checkout_only_ours():
-    installed = {**whole('upstream'), 'swinv2-mm': '0.1.0'}
-    assert install.plan(PINS, 'upstream', install.Survey(installed, ROOT.as_uri(), oracles=ORACLES)) == []
-    (step,) = install.plan(PINS, 'upstream', install.Survey(installed, 'file:///elsewhere', oracles=ORACLES))
-    assert step.arguments == ('--no-deps', '--no-build-isolation', '-e', str(ROOT))
-
-
-def test_of_the_libraries_that_tests_compare_with_only_what_is_missing_goes_into_their_folder():
-    installed = {**whole('upstream'), 'swinv2-mm': '0.1.0'}
-    found = install.Survey(installed, ROOT.as_uri(), oracles={**ORACLES, 'timm': '0.9.0'})
-    (step,) = install.plan(PINS, 'upstream', found)
-    assert step.arguments == ('--no-deps', '--upgrade', '--target', f'{sys.prefix}/oracles', f'timm=={ORACLES["timm"]}')
-
-
-def test_a_library_that_is_missing_is_named_and_the_others_keep_their_bounds():
-    installed = {**whole('upstream'), 'six': '1.0', 'swinv2-mm': '0.1.0'}
-    (step,) = install.plan(PINS, 'upstream', install.Survey(installed, ROOT.as_uri(), oracles=ORACLES))
-    assert step.title == 'six>=1.16'
-    assert {'six>=1.16', 'numpy>=2,<3', 'ruff==0.17.6'} <= set(step.arguments)
-
-
-def test_pip_finds_the_ninja_of_the_environment_and_not_the_packages_of_the_user():
-    environ = install.pip_environ({'PATH': '/bin', 'PYTHONPATH': '/somewhere', 'MAX_JOBS': '7', 'LANG': 'C'})
-    assert environ['PATH'] == f'{sys.prefix}/bin:/bin'
-    assert 'PYTHONPATH' not in environ
-    assert (environ['MAX_JOBS'], environ['LANG'], environ['MMCV_WITH_OPS']) == ('7', 'C', '1')
-    assert '-O2' in environ['CFLAGS'].split() and '-g0' in environ['CXXFLAGS'].split()
-    assert 1 <= int(install.pip_environ({})['MAX_JOBS']) <= os.cpu_count()
-
-
-# ---------------------------------------------------------------- the stack
+def test_only_the_steps_that_lack_something_run_and_what_is_there_keeps_its_bounds(complete):
+    sandbox = complete
+    sandbox.install(numpy='1.26.4')
+    sandbox.remove('ftfy')
+    sandbox.install(sandbox.environment / 'peers', timm='0.9.0')
+    process, (libraries, peers) = sandbox.run()
+    assert '[1/2] numpy<3,>=2, ftfy>=6.1\n' in process.stdout
+    assert {'numpy<3,>=2', 'ftfy>=6.1', 'ruff==0.17.6', 'torch>=2.6'} <= set(libraries)
+    assert peers[4:] == [line for line in PEERS if line.startswith('timm')]
 
 
 @pytest.mark.parametrize(
-    ('wish', 'installed', 'expected'),
+    ('name', 'version', 'is_met'),
     [
-        (None, {}, 'upstream'),
-        ('onedl', {}, 'onedl'),
-        (None, UPSTREAM, 'upstream'),
-        (None, ONEDL, 'onedl'),
-        ('onedl', ONEDL, 'onedl'),
-        (None, {'onedl-mmcv': '2.3.6'}, 'onedl'),
+        ('torch', '2.6.0+cu124', True),
+        ('torch', '2.10.0', True),
+        ('torch', '2.13.0a0+git1234', True),
+        ('mmcv', '2.1', True),
+        ('mmcv', '2.1.1', False),
+        ('numpy', '3.0.0', False),
+        ('numpy', '2.4.6', True),
+        ('setuptools', '82.0', False),
     ],
 )
-def test_the_stack_is_the_one_asked_for_or_the_one_that_is_there(wish, installed, expected):
-    assert install.settle_stack(wish, installed) == expected
+def test_versions_are_compared_as_packaging_does(install, tmp_path, name, version, is_met):
+    pins = install.read_pins()
+    metadata = f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
+    write(tmp_path, {f'{name}-{version}.dist-info/METADATA': metadata})
+    found = install.find_installed(pins, [str(tmp_path)])
+    kind = install.requirements_of(pins, 'upstream', found)
+    (requirement,) = (group[name] for group in kind if name in group)
+    assert install.missing([requirement], found) == ([] if is_met else [str(requirement)])
+
+
+@pytest.mark.parametrize('origin', [{'url': 'file:///elsewhere', 'dir_info': {'editable': True}}, {'dir_info': {}}, {}])
+def test_an_environment_of_another_checkout_gets_this_one(complete, origin):
+    (path,) = complete.site.glob('swinv2_mm-*/direct_url.json')
+    path.write_text(json.dumps({'url': complete.root.as_uri(), **origin} if origin else origin))
+    process, calls = complete.run()
+    assert calls == [['--no-deps', '--no-build-isolation', '-e', str(complete.root)]]
+    assert process.returncode == 0
+
+
+def test_what_is_on_the_path_of_the_user_does_not_count_as_installed(complete, tmp_path):
+    complete.remove('six')
+    write(tmp_path / 'user', {'six-1.17.dist-info/METADATA': 'Metadata-Version: 2.1\nName: six\nVersion: 1.17\n'})
+    assert any('six>=1.16' in call for call in complete.run(PYTHONPATH=str(tmp_path / 'user'))[1])
+
+
+def test_pip_finds_the_ninja_of_the_environment_and_not_the_packages_of_the_user(install, monkeypatch):
+    monkeypatch.setattr(os, 'environ', {'PATH': '/bin', 'PYTHONPATH': '/somewhere', 'MAX_JOBS': '7', 'LANG': 'C'})
+    environ = install.pip_environ()
+    assert environ['PATH'] == f'{sys.prefix}/bin:/bin'
+    assert not environ['PYTHONPATH'] and environ['PYTHONNOUSERSITE'] == '1'
+    assert (environ['MAX_JOBS'], environ['LANG'], environ['MMCV_WITH_OPS']) == ('7', 'C', '1')
+    assert '-O2' in environ['CFLAGS'].split() and '-g0' in environ['CXXFLAGS'].split()
+    monkeypatch.setattr(os, 'environ', {})
+    assert 1 <= int(install.pip_environ()['MAX_JOBS']) <= os.cpu_count()
 
 
 @pytest.mark.parametrize(
     ('wish', 'installed', 'named'),
     [
-        ('onedl', UPSTREAM, 'mmengine 0.10.7'),
-        ('upstream', ONEDL, 'onedl-mmengine 0.10.12'),
-        ('upstream', {'onedl-mmcv': '2.3.6'}, 'onedl-mmcv 2.3.6'),
-        (None, {**UPSTREAM, **ONEDL}, 'onedl-mmengine 0.10.12'),
+        ('onedl', {'mmengine': '0.10.7', 'mmcv': '2.1.0'}, 'mmengine 0.10.7'),
+        ('upstream', {'onedl_mmcv': '2.3.6'}, 'onedl-mmcv 2.3.6'),
+        ('', {'mmengine': '0.10.7', 'onedl_mmcv': '2.3.6'}, 'onedl-mmcv 2.3.6'),
     ],
 )
-def test_a_stack_is_not_put_beside_the_other(wish, installed, named):
-    with pytest.raises(install.InstallError) as caught:
-        install.settle_stack(wish, installed)
+def test_a_stack_is_not_put_beside_the_other(sandbox, wish, installed, named):
+    sandbox.install(**installed)
+    process, calls = sandbox.run(SWINV2_MM_STACK=wish)
     stack = wish or 'upstream'
-    assert named in str(caught.value)
-    assert f'python3 -m venv .venv-{stack} && . .venv-{stack}/bin/activate' in str(caught.value)
+    assert (process.returncode, calls, process.stdout) == (2, [], '')
+    assert process.stderr == (
+        f'error: this environment holds {named}, and the {stack} stack provides the same modules: use a fresh one, '
+        f'e.g. python3 -m venv .venv-{stack} && . .venv-{stack}/bin/activate\n'
+    )
 
 
-# ---------------------------------------------------------------- what can be wrong
+# ---------------------------------------------------------------- what can be wrong with the machine
 
 
-def executable(path, text='#!/bin/sh\n'):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-
-def test_a_cpp_compiler_is_asked_for_and_gcc_is_none(tmp_path):
+def test_a_cpp_compiler_is_asked_for_and_gcc_is_none(machine, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('CXX', raising=False)
     executable(tmp_path / 'gcc')
-    environ = {'PATH': str(tmp_path)}
-    assert install.compiler_problem(environ) == (
-        'no C++ compiler to build mmcv with: c++ is not on the PATH: apt install g++'
-    )
-    assert 'clang++, which CXX names,' in install.compiler_problem({**environ, 'CXX': 'clang++ -m64'})
+    cure = 'is not on the PATH: apt install g++, or set CXX to yours'
+    assert machine.find_problem(tmp_path, 0) == f'mmcv needs a C++ compiler, and c++ {cure}'
     executable(tmp_path / 'c++')
-    assert install.compiler_problem(environ) is None
+    assert machine.find_problem(tmp_path, 0) is None
+    monkeypatch.setenv('CXX', 'clang++ -m64')
+    assert machine.find_problem(tmp_path, 0) == f'mmcv needs a C++ compiler, and clang++ {cure}'
     executable(tmp_path / 'clang++')
-    assert install.compiler_problem({**environ, 'CXX': 'clang++ -m64'}) is None
+    assert machine.find_problem(tmp_path, 0) is None
 
 
-def test_the_headers_of_python_are_asked_for(tmp_path):
+def test_the_headers_of_python_are_asked_for(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(sysconfig, 'get_paths', lambda: {'include': str(tmp_path)})
     package = f'python3.{sys.version_info[1]}-dev'
-    problem = install.header_problem(str(tmp_path))
-    assert problem == f'mmcv does not build without Python.h, and there is none in {tmp_path}: apt install {package}'
+    assert machine.find_problem(tmp_path, 0) == f'mmcv needs Python.h, and {tmp_path} has none: apt install {package}'
     (tmp_path / 'Python.h').touch()
-    assert install.header_problem(str(tmp_path)) is None
+    assert machine.find_problem(tmp_path, 0) is None
 
 
-def test_free_space_is_asked_for_where_it_is_needed():
-    environment, temporary = Path('/work'), Path('/tmp')
-    device = {environment: 1, temporary: 2}
-
-    def problem(free, free_temporary):
-        usage = {environment: types.SimpleNamespace(free=free * 10**9)}
-        usage[temporary] = types.SimpleNamespace(free=free_temporary * 10**9)
-        stat = {path: types.SimpleNamespace(st_dev=number) for path, number in device.items()}
-        return install.space_problem(environment, 2 * 10**9, temporary, usage.get, stat.get)
-
-    assert problem(2, 1) is None
-    assert problem(1.9, 1) == '/work has 1.9 GB of free space, 2.0 GB are needed: free some'
-    assert problem(2, 0.4) == (
-        '/tmp has 0.4 GB of free space, 1.0 GB are needed: free some or set TMPDIR to a folder with more'
-    )
-    device[temporary] = 1
-    assert problem(2.5, 2.5) == '/work has 2.5 GB of free space, 3.0 GB are needed: free some'
+@pytest.mark.parametrize(
+    ('free', 'free_temporary', 'problem'),
+    [
+        (2, 1, None),
+        (1.9, 1, '/env has 1.9 GB of free space, 2.0 GB are needed: free some'),
+        (2, 0.4, '/tmp has 0.4 GB of free space, 1.0 GB are needed: free some, or set TMPDIR to a folder with more'),
+    ],
+)
+def test_free_space_is_asked_for_where_it_is_needed(machine, monkeypatch, free, free_temporary, problem):
+    free = {Path('/env'): free * 10**9, Path('/tmp'): free_temporary * 10**9}
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: types.SimpleNamespace(free=free[folder]))
+    monkeypatch.setattr(machine.tempfile, 'gettempdir', lambda: '/tmp')
+    found = machine.find_problem(Path('/env'), 2)
+    assert found == problem
 
 
 @pytest.mark.parametrize('version', [(3, 9), (3, 13)])
-def test_a_python_that_is_not_supported_is_told_which_are(version, tmp_path, monkeypatch):
+def test_a_python_that_is_not_supported_is_told_which_are(machine, version, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, 'argv', ['tools/demo.py'])
-    monkeypatch.setenv('PATH', str(tmp_path))
-    number = f'3.{version[1]}'
-    assert install.python_problem(version) == (
-        f'Python {number} is not supported, 3.10, 3.11 and 3.12 are: install one of these, e.g. with pyenv, uv or '
-        'conda, and run that'
-    )
-    executable(tmp_path / 'python3.11')
-    executable(tmp_path / 'python3.12', '#!/bin/sh\nexit 1\n')  # pyenv's stand-in for one that is not selected
-    assert install.python_problem(version).endswith('are: run python3.11 tools/demo.py')
-    assert [install.python_problem((3, minor)) for minor in (10, 11, 12)] == [None] * 3
-
-
-def test_a_python_without_ensurepip_is_told_the_package(monkeypatch):
-    assert install.venv_problem() is None
-    monkeypatch.setattr(install.importlib.util, 'find_spec', lambda name: None if name == 'ensurepip' else name)
-    assert install.venv_problem() == (
-        f'this Python cannot create a virtual environment: apt install python3.{sys.version_info[1]}-venv'
+    monkeypatch.setattr(sys, 'version_info', version)
+    assert machine.find_problem(tmp_path, 0) == (
+        f'Python 3.{version[1]} is not supported, 3.10 to 3.12 are: leave its environment if one is active '
+        '(deactivate), and run e.g. python3.12 tools/demo.py'
     )
 
 
-def test_an_old_torch_is_not_replaced():
-    assert install.torch_problem(PINS, {}) is None
-    assert install.torch_problem(PINS, {'torch': '2.6.0+cu124'}) is None
-    problem = install.torch_problem(PINS, {'torch': '2.5.1'})
-    assert problem.startswith(f'torch 2.5.1 in {sys.prefix} is too old: pip install "torch>=2.6"')
-
-
-def test_a_gpu_needs_an_nvcc_of_the_cuda_of_torch():
-    assert install.gpu_problem(None, None) is None
-    assert install.gpu_problem('13.0', '13.1') is None
-    assert 'needs the CUDA 13.0 toolkit, but there is no nvcc: ' in install.gpu_problem('13.0', None)
-    assert 'but the nvcc there is of CUDA 12.4: ' in install.gpu_problem('13.0', '12.4')
-    assert 'CUDA_VISIBLE_DEVICES= ' in install.gpu_problem('13.0', None)
-
-
-FAKE_TORCH = {
-    'torch/__init__.py': "class version: cuda = '13.0'\nclass cuda: is_available = staticmethod(lambda: {gpu})\n",
-    'torch/utils/cpp_extension.py': 'CUDA_HOME = {home!r}\n',
-}
-
-
-@pytest.mark.parametrize(
-    ('gpu', 'nvcc', 'expected'),
-    [(False, '12.4', (None, None)), (True, '12.4', ('13.0', '12.4')), (True, None, ('13.0', None))],
-)
-def test_the_versions_of_torch_and_nvcc_are_read(gpu, nvcc, expected, tmp_path, fake_environment, monkeypatch):
-    monkeypatch.delenv('FORCE_CUDA', raising=False)
-    if nvcc:
-        executable(tmp_path / 'cuda' / 'bin' / 'nvcc', f'#!/bin/sh\necho Cuda compilation tools, release {nvcc}, V1\n')
-    modules = {name: text.format(gpu=gpu, home=str(tmp_path / 'cuda')) for name, text in FAKE_TORCH.items()}
-    assert install.build_versions(fake_environment({}, modules)) == expected
-
-
-def run_in_copy(folder, *arguments, **environ):
-    """Run a copy of the installer, outside any virtual environment."""
-    (folder / 'tools').mkdir()
-    for name in ('install.py', 'ending.py'):
-        shutil.copy(TOOL.parent / name, folder / 'tools')
-    shutil.copy(ROOT / 'setup.cfg', folder)
-    command = [sys._base_executable, str(folder / 'tools' / 'install.py'), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environ, stdin=subprocess.DEVNULL)
-
-
-def test_a_machine_without_compiler_gets_one_line_and_no_half_environment(tmp_path):
-    process = run_in_copy(tmp_path, PATH=str(tmp_path))
-    assert process.returncode == 2
-    assert process.stderr == 'error: no C++ compiler to build mmcv with: c++ is not on the PATH: apt install g++\n'
+def test_a_python_without_ensurepip_is_told_the_package(install, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(install.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(SystemExit, match='2'):
+        install.create(tmp_path / '.venv')
+    assert capsys.readouterr().err.endswith('cannot create a virtual environment: apt install python3-venv\n')
     assert not (tmp_path / '.venv').exists()
 
 
-def test_a_stack_that_does_not_exist_is_refused_from_the_flag_and_from_the_environment_variable(tmp_path):
-    process = run_in_copy(tmp_path, PATH='/bin', SWINV2_MM_STACK='openmmlab')
-    assert process.returncode == 2
+def test_a_machine_without_compiler_gets_one_line_and_no_half_environment(tmp_path):
+    copy_tool(tmp_path)
+    command = [sys._base_executable, str(tmp_path / 'tools' / 'install.py')]
+    process = subprocess.run(command, capture_output=True, text=True, env={'PATH': str(tmp_path)})
+    assert (process.returncode, process.stdout) == (2, '')
+    assert process.stderr.startswith('error: mmcv needs a C++ compiler, and c++ is not on the PATH')
     assert process.stderr.count('\n') == 1
-    assert "stack 'openmmlab' does not exist: SWINV2_MM_STACK takes upstream or onedl" in process.stderr
-    assert subprocess.run([sys.executable, TOOL, '--stack', 'openmmlab'], capture_output=True).returncode == 2
+    assert not (tmp_path / '.venv').exists()
 
 
-def test_an_environment_whose_python_is_gone_is_named(tmp_path):
-    (tmp_path / 'bin').mkdir()
-    (tmp_path / 'bin' / 'python').symlink_to(tmp_path / 'gone')
-    with pytest.raises(install.InstallError, match=f'the Python of {tmp_path} is gone: remove that folder'):
-        install.create(tmp_path)
+def test_a_machine_without_compiler_has_nothing_installed_that_mmcv_would_follow(complete):
+    complete.remove('mmcv')
+    complete.remove('six')
+    process, calls = complete.run(PATH='')
+    assert (process.returncode, calls) == (2, [])
+    assert process.stderr.startswith('error: mmcv needs a C++ compiler')
+    complete.install(mmcv='2.1.0')
+    process, calls = complete.run(PATH='')
+    assert (process.returncode, len(calls)) == (0, 1)
 
 
-# ---------------------------------------------------------------- what is there
+def test_an_old_torch_is_not_replaced(sandbox):
+    sandbox.install(torch='2.5.1')
+    process, calls = sandbox.run()
+    assert (process.returncode, calls) == (2, [])
+    assert process.stderr == (
+        f'error: torch 2.5.1 in {sandbox.environment} is too old: pip install "torch>=2.6" there, or leave that '
+        'environment (deactivate) and run again\n'
+    )
 
 
-def test_an_mmcv_without_ops_is_found_out(fake_environment):
-    python = fake_environment({'mmcv': '2.1.0'}, {'mmcv/__init__.py': ''})
-    found = install.survey(['mmcv', 'torch'], python)
-    assert found == install.Survey({'mmcv': '2.1.0'}, None, "ModuleNotFoundError: No module named 'mmcv.ops'")
+def test_a_stack_that_does_not_exist_is_refused_from_the_flag_and_from_the_environment_variable(sandbox):
+    process, _ = sandbox.run(SWINV2_MM_STACK='openmmlab')
+    assert process.returncode == 2
+    assert process.stderr == "error: stack 'openmmlab' does not exist: SWINV2_MM_STACK takes upstream or onedl\n"
+    process, _ = sandbox.run('--stack', 'openmmlab')
+    assert process.returncode == 2
 
 
-def test_an_mmcv_that_crashes_is_found_out(fake_environment):
-    python = fake_environment({'mmcv': '2.1.0'}, {'mmcv/__init__.py': 'import os; os.abort()'})
-    assert install.survey(['mmcv'], python).ops == 'exit code -6'
+# ---------------------------------------------------------------- what pip does
 
 
-@pytest.mark.parametrize(
-    ('gpu', 'ops_cuda', 'expected'),
-    [
-        (True, 'not available', 'it was built without CUDA, and torch sees a GPU'),
-        (True, '13.0', None),
-        (False, 'not available', None),
-    ],
-)
-def test_an_mmcv_without_cuda_beside_a_gpu_is_found_out(gpu, ops_cuda, expected, fake_environment):
-    modules = {
-        'mmcv/ops.py': f'get_compiling_cuda_version = lambda: {ops_cuda!r}',
-        'torch/__init__.py': FAKE_TORCH['torch/__init__.py'].format(gpu=gpu),
-    }
-    assert install.survey(['mmcv'], fake_environment({'mmcv': '2.1.0'}, modules)).ops == expected
+def test_a_failure_names_its_cure_and_the_next_run_goes_on_from_there(sandbox):
+    log = sandbox.environment / 'install.log'
+    made = []
+    for output, cure in (
+        ('OSError: [Errno 28] No space left on device', 'the disk is full: free some space, or set TMPDIR'),
+        ('g++: fatal error: Killed signal terminated program cc1plus', 'out of memory: set MAX_JOBS=1 and run again'),
+        ('No matching distribution found for torch==2.13.0', 'no such torch for this machine: install another >=2.6'),
+        ('/cuda/bin/nvcc -c a.cu', 'pip failed for the reason above: run again once it is cured'),
+    ):
+        process, calls = sandbox.run(FAIL=output, FAIL_AT='mmdet')
+        made += calls
+        assert process.returncode == 2
+        assert process.stderr.startswith(f'error: {cure}') and process.stderr.endswith(f'; see {log}\n')
+        assert process.stderr.count('\n') == 1
+        assert log.read_text() == f'a line of the log\n{output}\n'
+    process, calls = sandbox.run()
+    assert process.returncode == 0
+    made += calls
+    assert ['mmdet==3.3.0' in call for call in made] == [False, True, True, True, True, True, False, False]
 
 
-def test_the_folder_that_swinv2_mm_comes_from_is_read(fake_environment):
-    python = fake_environment({'swinv2_mm': '0.1.0'}, {})
-    info = next(Path(python).parents[1].glob('lib/python*/site-packages/swinv2_mm-*'))
-    assert install.survey([], python).source is None
-    for editable, expected in ((True, ROOT.as_uri()), (False, None)):
-        origin = {'url': ROOT.as_uri(), 'dir_info': {'editable': True} if editable else {}}
-        (info / 'direct_url.json').write_text(json.dumps(origin))
-        assert install.survey([], python) == install.Survey({'swinv2-mm': '0.1.0'}, expected)
+BUILD = """
+import sys, torch
+from torch.utils import cpp_extension
+torch.version.cuda, cpp_extension.CUDA_HOME = '13.0', sys.argv[1] or None
+cpp_extension.library_paths('cuda')
+cpp_extension._check_cuda_version('g++', torch.torch_version.TorchVersion('12'))
+"""
 
 
-# ---------------------------------------------------------------- running it
+@pytest.mark.parametrize(('release', 'is_right'), [(None, False), ('', False), ('12.4', False), ('13.1', True)])
+def test_what_torch_says_of_a_gpu_without_the_right_toolkit_has_a_cure(install, tmp_path, release, is_right):
+    (cure,) = (cure for cure in install.CURES.values() if 'CUDA toolkit' in cure)
+    if release:
+        executable(tmp_path / 'bin' / 'nvcc')
+        (tmp_path / 'bin' / 'nvcc').write_text(f'#!/bin/sh\necho Cuda compilation tools, release {release}, V1\n')
+    command = [sys.executable, '-c', BUILD, '' if release is None else str(tmp_path)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    cures = [text for pattern, text in install.CURES.items() if re.search(pattern, process.stderr, re.MULTILINE)]
+    assert (process.returncode, cures) == ((0, []) if is_right else (1, [cure])), process.stderr
 
 
-def test_the_environment_is_the_running_one_the_active_one_or_our_own(tmp_path):
+def test_an_mmcv_that_does_not_fit_is_compiled_once_more_without_the_cache(sandbox):
+    process, calls = sandbox.run(MMCV_OPS='import mmcv._ext')
+    assert process.returncode == 0
+    assert "mmcv.ops does not work (ModuleNotFoundError: No module named 'mmcv._ext')" in process.stdout
+    again = ['--no-deps', '--no-build-isolation', '--no-cache-dir', '--force-reinstall', 'mmcv==2.1.0']
+    assert calls[-1] == again and len(calls) == 5
+
+    for broken in ('import os; os.abort()', 'raise ImportError("undefined symbol")'):
+        write(sandbox.site, {'mmcv/ops.py': broken})
+        process, calls = sandbox.run()
+        assert (process.returncode, calls) == (0, [again])
+    write(sandbox.site, {'torch/__init__.py': MODULES['torch/__init__.py'].replace('False', 'True')})
+    write(sandbox.site, {'mmcv/ops.py': 'get_compiling_cuda_version = lambda: "13.0"'})
+    assert sandbox.run()[1] == []
+    write(sandbox.site, {'mmcv/ops.py': 'get_compiling_cuda_version = lambda: "not available"'})
+    process, calls = sandbox.run()
+    assert calls == [again]
+    assert '(mmcv was built without CUDA, and torch sees a GPU)' in process.stdout
+
+
+def test_what_does_not_work_after_all_is_named(sandbox):
+    process, calls = sandbox.run(LEAVE_OUT='numpy')
+    assert (process.returncode, len(calls)) == (2, 4)
+    assert process.stderr.startswith(f'error: pip has run, and {sandbox.environment} still lacks numpy<3,>=2: ')
+    process, calls = sandbox.run(MMCV_OPS='import mmcv._ext', NEVER_WORKS='1')
+    assert (process.returncode, len(calls)) == (0, 1)  # only numpy was missing
+    sandbox.remove('mmcv')
+    process, calls = sandbox.run(MMCV_OPS='import mmcv._ext', NEVER_WORKS='1')
+    assert (process.returncode, len(calls)) == (2, 2)
+    assert process.stderr == (
+        f"error: {sandbox.environment} does not work (ModuleNotFoundError: No module named 'mmcv._ext'): use a fresh "
+        'environment\n'
+    )
+    sandbox.remove('mmcv')
+    (sandbox.site / 'mmseg/models.py').write_text('import ftfy')
+    process, _ = sandbox.run()
+    assert process.returncode == 2
+    assert "No module named 'ftfy'" in process.stderr
+
+
+# ---------------------------------------------------------------- which environment
+
+
+def test_the_environment_is_the_running_one_the_active_one_or_our_own(install, tmp_path, monkeypatch):
     (tmp_path / 'pyvenv.cfg').touch()
-    active = {'VIRTUAL_ENV': str(tmp_path)}
-    assert install.choose_environment('/env', '/usr', active) == Path('/env')
-    assert install.choose_environment('/usr', '/usr', active) == tmp_path
-    assert install.choose_environment('/usr', '/usr', {'VIRTUAL_ENV': '/removed'}) == ROOT / '.venv'
-    assert install.choose_environment('/usr', '/usr', {}) == ROOT / '.venv'
-    conda = {'CONDA_PREFIX': '/conda/envs/mm', 'CONDA_DEFAULT_ENV': 'mm'}
-    assert install.choose_environment('/conda/envs/mm', '/conda/envs/mm', conda) == Path('/conda/envs/mm')
-    base = {'CONDA_PREFIX': '/conda', 'CONDA_DEFAULT_ENV': 'base'}
-    assert install.choose_environment('/conda', '/conda', base) == ROOT / '.venv'
+
+    def choose(prefix, **environ):
+        monkeypatch.setattr(sys, 'prefix', prefix)
+        monkeypatch.setattr(sys, 'base_prefix', '/usr' if prefix == '/env' else prefix)
+        monkeypatch.setattr(os, 'environ', environ)
+        return install.choose_environment()
+
+    assert choose('/env', VIRTUAL_ENV=str(tmp_path)) == Path('/env')
+    assert choose('/usr', VIRTUAL_ENV=str(tmp_path)) == tmp_path
+    assert choose('/usr', VIRTUAL_ENV='/removed') == ROOT / '.venv'
+    assert choose('/usr') == ROOT / '.venv'
+    conda = Path('/conda/envs/mm')
+    assert choose(str(conda), CONDA_PREFIX=str(conda), CONDA_DEFAULT_ENV='mm') == conda
+    assert choose('/conda', CONDA_PREFIX='/conda', CONDA_DEFAULT_ENV='base') == ROOT / '.venv'
 
 
-def test_outside_an_environment_the_script_starts_anew_in_it(tmp_path, monkeypatch):
-    python = executable(tmp_path / '.venv' / 'bin' / 'python')
-    monkeypatch.setattr(install, 'ROOT', tmp_path)
-    monkeypatch.setattr(sys, 'prefix', sys.base_prefix)
-    monkeypatch.setattr(sys, 'argv', ['tools/demo.py', '--seed', '3'])
-    monkeypatch.delenv('VIRTUAL_ENV', raising=False)
-    monkeypatch.delenv('CONDA_PREFIX', raising=False)
+def test_a_tool_starts_again_in_the_environment_with_its_arguments(sandbox):
+    tool = 'import sys\nfrom install import ensure_environment\nensure_environment()\nprint(sys.argv[1:], sys.prefix)\n'
+    (sandbox.root / 'tools' / 'install.py').rename(sandbox.root / 'tools' / 'real.py')
+    (sandbox.root / 'tools' / 'install.py').write_text(tool.replace('from install', 'from real'))
+    for calls in (4, 0):
+        process, made = sandbox.run('--seed', '3')
+        assert len(made) == calls
+        assert process.stdout.endswith(f"complete: upstream stack\n['--seed', '3'] {sandbox.environment}\n")
+
+
+def test_a_complete_environment_costs_no_pip(install, complete_environment, monkeypatch, capsys):
+    monkeypatch.setattr(install, 'pip_install', None)
     monkeypatch.delenv('SWINV2_MM_STACK', raising=False)
-
-    def execv(path, arguments):
-        raise InterruptedError(path, arguments)
-
-    monkeypatch.setattr(os, 'execv', execv)
-    with pytest.raises(InterruptedError) as caught:
-        install.ensure_environment()
-    assert caught.value.args == (str(python), [str(python), 'tools/demo.py', '--seed', '3'])
-
-
-@pytest.fixture
-def execv(monkeypatch):
-    """The calls that would replace this process."""
-    calls = []
-    monkeypatch.setattr(os, 'execv', lambda *args: calls.append(args))
-    return calls
-
-
-@pytest.mark.parametrize('has_installed', [False, True])
-def test_what_has_been_installed_is_used_by_an_interpreter_started_after_it(monkeypatch, execv, has_installed):
-    monkeypatch.setattr(sys, 'argv', ['tools/demo.py', '--seed', '3'])
-    monkeypatch.setattr(install, 'choose_environment', lambda *_: Path(sys.prefix))
-    monkeypatch.setattr(install, 'complete', lambda _: has_installed)
     install.ensure_environment()
-    assert execv == [(sys.executable, [sys.executable, 'tools/demo.py', '--seed', '3'])] * has_installed
-
-
-@pytest.mark.parametrize('lacks', [[], [install.Step('six', ('six',))]])
-def test_completing_an_environment_says_whether_it_installed(monkeypatch, tmp_path, lacks):
-    steps = []
-    monkeypatch.setattr(install, 'survey', lambda names: WHOLE)
-    monkeypatch.setattr(install, 'plan', lambda *_: lacks)
-    monkeypatch.setattr(install, 'run_step', lambda step, *_: steps.append(step))
-    monkeypatch.setattr(install, 'verify', lambda *_: None)
-    assert install.complete('upstream') == bool(lacks)
-    assert steps == lacks
+    assert capsys.readouterr().out.startswith(f'{sys.prefix} is complete: ')
 
 
 def test_ci_begins_as_a_user_does_whatever_environment_is_active(tmp_path):
@@ -490,9 +561,7 @@ def test_ci_begins_as_a_user_does_whatever_environment_is_active(tmp_path):
     shutil.copy(ROOT / '.ci' / 'run', tmp_path / '.ci')
     record = 'import os, sys; print(os.path.basename(sys.argv[0]), *sys.argv[1:], sys.prefix == sys.base_prefix, '
     record += 'os.environ.get("VIRTUAL_ENV"), flush=True)\n'
-    for tool in ('demo', 'run_tests', 'test_versions'):
-        (tmp_path / 'tools').mkdir(exist_ok=True)
-        (tmp_path / 'tools' / f'{tool}.py').write_text(record)
+    write(tmp_path / 'tools', {f'{tool}.py': record for tool in ('demo', 'run_tests', 'misc/test_versions')})
     active = tmp_path / 'active'
     venv.create(active, with_pip=False)
     path = os.pathsep.join([str(active / 'bin'), *os.environ['PATH'].split(os.pathsep)])
@@ -511,125 +580,6 @@ def test_ci_begins_as_a_user_does_whatever_environment_is_active(tmp_path):
     run = subprocess.run(['bash', '.ci/run'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (1, '')
     assert run.stderr.startswith('error: .venv exists')
-
-
-def test_a_complete_environment_costs_one_look_and_no_pip(complete_environment, monkeypatch, capsys):
-    commands = []
-    run = subprocess.run
-    monkeypatch.setattr(subprocess, 'run', lambda command, **kwargs: commands.append(command) or run(command, **kwargs))
-    monkeypatch.setattr(install, 'run_step', None)
-    monkeypatch.delenv('SWINV2_MM_STACK', raising=False)
-    install.ensure_environment()
-    assert [command[:3] for command in commands] == [[sys.executable, '-I', '-c']]
-    assert capsys.readouterr().out.startswith(f'{sys.prefix} is complete: ')
-
-
-def test_the_other_stack_is_refused_in_this_environment(here):
-    other = {'upstream': 'onedl', 'onedl': 'upstream'}[install.settle_stack(None, here.installed)]
-    process = subprocess.run([sys.executable, TOOL, '--stack', other], capture_output=True, text=True)
-    assert (process.returncode, process.stdout) == (2, '')
-    assert process.stderr.count('\n') == 1
-    assert f'python3 -m venv .venv-{other}' in process.stderr
-
-
-def test_a_failed_step_shows_the_end_of_the_output_and_names_the_log(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('PIP_NO_INDEX', '1')
-    monkeypatch.delenv('PIP_FIND_LINKS', raising=False)
-    log = tmp_path / 'install.log'
-    log.write_text('No space left on device, in an earlier step\n')
-    step = install.Step('nothing', (str(tmp_path / 'nowhere'),))
-    with pytest.raises(install.InstallError) as caught:
-        install.run_step(step, log, '1/1')
-    assert (
-        str(caught.value)
-        == f'pip failed for the reason above: run again once it is cured; all of the output is in {log}'
-    )
-    output = capsys.readouterr().out
-    assert output.startswith('[1/1] nothing\n')
-    assert f"Invalid requirement: '{tmp_path}/nowhere'" in output
-    assert 'earlier step' not in output
-    assert f'-m pip install {tmp_path}/nowhere' in log.read_text()
-
-
-def test_a_long_step_gives_signs_of_life(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(install, 'HEARTBEAT', 0.02)
-    log = tmp_path / 'install.log'
-    log.write_text('[7/9] a file of an earlier step\n')
-    install.run_step(install.Step('help', ('--help',)), log, '2/3')
-    first, *between, last = capsys.readouterr().out.split('\n')[:-1]
-    assert first == '[2/3] help'
-    assert set(between) <= {'      0:00', '      0:01', '      0:02', '      0:03'} and between
-    assert last.startswith('      done in 0:0')
-
-
-def test_progress_counts_the_compiled_files():
-    assert (
-        install.progress('  [1/114] c++ -c a.cpp\n  warning: [0/3] is odd\n  [2/114] c++ -c b.cpp\n  x')
-        == ', file 2 of 114'
-    )
-    assert install.progress('Collecting mmcv') == ''
-
-
-@pytest.mark.parametrize(
-    ('output', 'cure'),
-    [
-        ('ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device', 'TMPDIR'),
-        ('g++: fatal error: Killed signal terminated program cc1plus', 'MAX_JOBS=1'),
-        ('[Errno -3] Temporary failure in name resolution', 'no network'),
-        ('(from versions: none)\nERROR: No matching distribution found for torch==2.13.0', 'install another (>=2.6)'),
-        ('(from versions: none)\nERROR: No matching distribution found for six>=1.16', 'check the network'),
-        ('anything else', 'the reason above'),
-    ],
-)
-def test_the_cause_of_a_failure_comes_with_its_cure(output, cure):
-    assert cure in install.explain(f'Collecting torch\n{output}\n')
-
-
-@pytest.fixture
-def verify(monkeypatch, tmp_path):
-    """Verify an environment that is made up: what is found time after time, and what the hosts import as."""
-
-    def verify(states, imported='0.10.7 2.1.0 3.3.0 1.2.2', error=''):
-        states, steps = list(states), []
-        process = types.SimpleNamespace(
-            returncode=int(bool(error)), stdout=f'{imported}\n', stderr=f'Traceback\n{error}\n'
-        )
-        monkeypatch.setattr(install, 'survey', lambda names: states.pop(0))
-        monkeypatch.setattr(install, 'run_step', lambda step, *_: steps.append(step))
-        monkeypatch.setattr(install, '_python', lambda arguments: process)
-        install.verify(PINS, 'upstream', NAMES, tmp_path)
-        return steps
-
-    return verify
-
-
-WHOLE = install.Survey(whole('upstream'), ROOT.as_uri(), oracles=ORACLES)
-BROKEN = dataclasses.replace(WHOLE, ops="ModuleNotFoundError: No module named 'mmcv._ext'")
-
-
-def test_an_mmcv_that_does_not_fit_is_compiled_once_more_without_the_cache(verify):
-    assert verify([WHOLE]) == []
-    (step,) = verify([BROKEN, WHOLE])
-    assert step.compiles
-    assert {'--no-cache-dir', '--force-reinstall', '--no-build-isolation', 'mmcv==2.1.0'} <= set(step.arguments)
-    with pytest.raises(install.InstallError, match=r"mmcv.ops still does not work: .* 'mmcv._ext': use a fresh "):
-        verify([BROKEN, BROKEN])
-
-
-def test_what_pip_left_wrong_is_named(verify):
-    versions = {**whole('upstream'), 'numpy': '1.26.4'}
-    with pytest.raises(install.InstallError, match=r'pip left numpy 1.26.4 in '):
-        verify([dataclasses.replace(WHOLE, installed=versions)])
-    with pytest.raises(install.InstallError, match=r'pip left timm 0.9.0 in '):
-        verify([dataclasses.replace(WHOLE, oracles={**ORACLES, 'timm': '0.9.0'})])
-    with pytest.raises(install.InstallError, match=r'holds swinv2_mm of None, not of '):
-        verify([dataclasses.replace(WHOLE, source=None)])
-    with pytest.raises(install.InstallError, match=r"No module named 'ftfy': .* is broken"):
-        verify([WHOLE], error="ModuleNotFoundError: No module named 'ftfy'")
-    with pytest.raises(
-        install.InstallError, match=r'import as 0.10.7 2.2.0 3.3.0 1.2.2, not 0.10.7 2.1.0 3.3.0 1.2.2: '
-    ):
-        verify([WHOLE], imported='0.10.7 2.2.0 3.3.0 1.2.2')
 
 
 def test_run_tests_passes_its_arguments_to_pytest_and_gives_its_exit_code(complete_environment, tmp_path):

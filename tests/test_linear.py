@@ -8,7 +8,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from swinv2_mm import compat
-from swinv2_mm.backbone import Mlp
+from swinv2_mm.blocks import Mlp
 from swinv2_mm.ops.linear import ONEDNN_ROWS, apply_linear, linear
 
 
@@ -49,7 +49,7 @@ def test_training_by_onednn_has_the_gradients_of_the_linear_layer(shape, bias, o
         return F.linear(F.gelu(x) if of_gelu else x, layer.weight, layer.bias)
 
     def own():
-        return apply_linear(layer, x, of_gelu)
+        return apply_linear(layer, x, of_gelu=of_gelu)
 
     for actual, wanted in strict_zip(derivatives(own), derivatives(plain)):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())

@@ -10,7 +10,7 @@ from across_versions import strict_zip
 
 from swinv2_mm import compat, ops
 from swinv2_mm.ops import flash_cpu
-from swinv2_mm.windows import WindowGroup
+from swinv2_mm.windows import WindowGroup, Windows
 
 PATHS = {'reference': ops.reference.attention, 'sdpa': ops.sdpa.attention, 'flash_cpu': ops.flash_cpu.attention}
 GROUPS = {
@@ -33,6 +33,11 @@ def operands(sizes, dtype=torch.float64, heads=HEADS, head_dim=HEAD_DIM):
     scale = torch.linspace(1, 100, heads, dtype=wide).view(-1, 1, 1)
     table = 16 * torch.rand(heads, 2 * height - 1, 2 * width - 1, dtype=wide)
     return [x.requires_grad_() for x in (qkv, scale, table)], groups
+
+
+def attend(qkv, scale, table, groups, dropout=0.0):
+    """`ops.attention` of tokens in window order."""
+    return ops.attention(qkv, scale, table, Windows(tuple(groups), None, None), dropout)
 
 
 def attend_window_by_window(qkv, scale, table, groups):
@@ -161,7 +166,7 @@ def test_a_second_derivative_is_an_error_with_flash_and_right_with_the_reference
     (qkv, scale, table), groups = operands([(2, 2, 1)])
 
     def second_derivative():
-        out = ops.attention(qkv, scale, table, groups)
+        out = attend(qkv, scale, table, groups)
         (grad,) = torch.autograd.grad(out.square().sum(), qkv, create_graph=True)
         return torch.autograd.grad(grad.square().sum(), qkv)
 
@@ -174,10 +179,9 @@ def test_a_second_derivative_is_an_error_with_flash_and_right_with_the_reference
 def taken(monkeypatch, *args, **kwargs):
     """The path that a call takes."""
     paths = []
-    for name in ('sdpa', 'flash_cpu'):
-        monkeypatch.setitem(ops.PATHS, name, lambda *_, name=name: paths.append(name))
-    monkeypatch.setattr(ops.reference, 'attention', lambda *_: paths.append('reference'))
-    ops.attention(*args, **kwargs)
+    for name, path in ops.PATHS.items():
+        monkeypatch.setattr(path, 'attention', lambda *_, name=name: paths.append(name))
+    attend(*args, **kwargs)
     return paths
 
 
@@ -215,7 +219,7 @@ def test_flash_is_not_forced_upon_another_device(monkeypatch):
     with pytest.raises(
         ValueError, match='SWINV2_MM_ATTENTION=flash_cpu is for CPU, and the tensors are on meta: unset it'
     ):
-        ops.attention(*(x.to('meta') for x in leaves), groups)
+        attend(*(x.to('meta') for x in leaves), groups)
 
 
 def test_a_traced_backbone_has_the_operators_of_pytorch_alone(build_small):
@@ -238,7 +242,7 @@ def test_an_exported_backbone_has_the_operators_of_pytorch_alone(build_small):
 
 def values_and_gradients_on_cuda(leaves, groups):
     leaves = [x.detach().cuda().requires_grad_() for x in leaves]
-    return [x.cpu() for x in values_and_gradients(ops.attention, leaves, groups)]
+    return [x.cpu() for x in values_and_gradients(attend, leaves, groups)]
 
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -278,11 +282,15 @@ def test_the_environment_variable_forces_a_path():
 @pytest.mark.parametrize(
     'forced, dropout, message',
     [
-        ('triton', 0.0, '=triton is no path: set it to one of reference, sdpa, flash_cpu, or unset it'),
+        (
+            'triton',
+            0.0,
+            'unknown attention path SWINV2_MM_ATTENTION=triton: set one of flash_cpu, sdpa, reference, or unset it',
+        ),
         (
             'flash_cpu',
             0.1,
-            '=flash_cpu has no dropout of attention weights: unset it, or set attn_drop_rate=0',
+            'SWINV2_MM_ATTENTION=flash_cpu has no dropout of attention weights: unset it, or set attn_drop_rate=0',
         ),
     ],
 )
@@ -290,8 +298,8 @@ def test_a_path_that_cannot_be_forced_is_an_error(monkeypatch, forced, dropout, 
     leaves, groups = operands([(2, 2, 1)])
     monkeypatch.setattr(ops, 'forced', forced)
     with pytest.raises(ValueError) as error:
-        ops.attention(*leaves, groups, dropout)
-    assert str(error.value) == f'SWINV2_MM_ATTENTION{message}'
+        attend(*leaves, groups, dropout)
+    assert str(error.value) == message
 
 
 def cudnn_is_on():

@@ -10,17 +10,15 @@ from across_versions import ASSIGN
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
+from swinv2_mm.ops.common import fold_reversed_bias, reversed_window_bias, window_bias
 from swinv2_mm.position_bias import (
     ContinuousPositionBias,
     LinearContinuousPositionBias,
     ParameterizedPositionBias,
-    fold_reversed_bias,
     linear_spaced_coordinates,
     log_spaced_coordinates,
     resize_table,
-    reversed_window_bias,
     table_window,
-    window_bias,
 )
 
 SHAPES = [(3, 5), (1, 4), (5, 2), (5, 5)]

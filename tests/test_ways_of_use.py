@@ -232,6 +232,63 @@ def test_hooks_see_every_layer_and_may_change_it(build, of_all, training):
     }  # they would do nothing
 
 
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_hooks_on_blocks_see_the_map(build, monkeypatch, with_cp, training):
+    monkeypatch.setattr(backbone_module, 'PART_SIZE', 600)  # several parts a block
+    backbone = build(with_cp=with_cp, drop_path_rate=0.5).double().train(training)
+    image, seen = images(2, torch.float64), []
+    torch.manual_seed(1)
+    wanted = gradients(backbone, image)
+    for stage in backbone.layers:
+        for block in stage.blocks:
+            block.register_forward_hook(lambda module, inputs, out: seen.append((inputs[0].shape, out.shape)))
+    torch.manual_seed(1)
+    for name, grad in gradients(backbone, image).items():
+        torch.testing.assert_close(grad, wanted[name], rtol=1e-9, atol=1e-9)
+    assert sorted(seen) == sorted([((2, 13, 21, 16),) * 2, ((2, 7, 11, 32),) * 2] * 2)  # once, also with with_cp
+
+
+def test_hooks_on_blocks_may_change_the_map(build):
+    backbone, image = build().double().eval(), images(2, torch.float64)
+    x = backbone.layers[0].downsample(backbone.layers[0](backbone.patch_embed(image)))
+    for block in backbone.layers[1].blocks:
+        block.register_forward_hook(lambda module, inputs, out: inputs[0] + 1)
+    assert_same([backbone(image)[1]], [backbone.norm1(x + 2).permute(0, 3, 1, 2)], 1e-12)
+
+
+class Sharded(nn.Module):
+    """A block whose parameters are there while it is called alone, as a sharding engine has it."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+        block.attn.position_bias.forward = self.refuse
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == 'block' else getattr(super().__getattr__('block'), name)
+
+    def refuse(self, *_):
+        raise AssertionError('the position bias was computed outside of the block')
+
+    def forward(self, *args):
+        del self.block.attn.position_bias.forward
+        try:
+            return self.block(*args)
+        finally:
+            self.block.attn.position_bias.forward = self.refuse
+
+
+def test_wrapped_blocks_compute_their_position_bias_when_they_are_called(build):
+    backbone, image = build().double(), images(2, torch.float64)
+    wanted = gradients(backbone, image)
+    for stage in backbone.layers:
+        for i, block in enumerate(stage.blocks):
+            stage.blocks[i] = Sharded(block)
+    for name, grad in gradients(backbone, image).items():
+        torch.testing.assert_close(grad, wanted[name.replace('.block.', '.')], rtol=1e-9, atol=1e-9)
+
+
 def weight_norm(layer):
     torch.nn.utils.weight_norm(layer)
     return lambda: layer.weight_v * (layer.weight_g / layer.weight_v.norm(dim=1, keepdim=True))

@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 
-from install import ROOT, ensure_environment, processes_at_once
+from install import ROOT, ensure_environment
+from lib.machine import processes_at_once
 
 MAX_WORKERS = 4
 GIGABYTES = 4  # of memory, for a worker

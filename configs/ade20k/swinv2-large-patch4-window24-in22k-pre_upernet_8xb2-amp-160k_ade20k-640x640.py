@@ -1,18 +1,11 @@
 """UPerNet with SwinV2-L, window 24, from ImageNet-22K and 1K, on ADE20K, crops of 640 pixels, in bfloat16."""
 
-_base_ = '../upernet_swinv2.py'
+_base_ = ['../upernet_swinv2.py', '../_base_/swinv2_large_patch4_window12to24_192to384_22kto1k_ft.py']
 
 crop_size = (640, 640)
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(
-        arch='large',
-        window_size=24,
-        init_cfg=dict(
-            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
-            'swinv2_large_patch4_window12to24_192to384_22kto1k_ft.pth',
-        ),
-    ),
+    backbone=_base_.pop('backbone'),
     decode_head=dict(in_channels=[192, 384, 768, 1536]),
     auxiliary_head=dict(in_channels=768),
 )

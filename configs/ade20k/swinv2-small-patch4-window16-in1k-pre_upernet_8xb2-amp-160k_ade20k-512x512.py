@@ -1,14 +1,6 @@
 """UPerNet with SwinV2-S, window 16, on ADE20K, crops of 512 pixels, 160k iterations, in bfloat16."""
 
-_base_ = '../upernet_swinv2.py'
+_base_ = ['../upernet_swinv2.py', '../_base_/swinv2_small_patch4_window16_256.py']
 
-model = dict(
-    backbone=dict(
-        arch='small',
-        init_cfg=dict(
-            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
-            'swinv2_small_patch4_window16_256.pth',
-        ),
-    ),
-)
+model = dict(backbone=_base_.pop('backbone'))
 optim_wrapper = dict(type='BFloat16OptimWrapper')

@@ -1,15 +1,9 @@
 """Cascade Mask R-CNN with SwinV2-B, window 16, on COCO for 36 epochs, in bfloat16."""
 
-_base_ = '../cascade_mask_rcnn_swinv2.py'
+_base_ = ['../cascade_mask_rcnn_swinv2.py', '../_base_/swinv2_base_patch4_window16_256.py']
 
 model = dict(
-    backbone=dict(
-        arch='base',
-        init_cfg=dict(
-            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
-            'swinv2_base_patch4_window16_256.pth',
-        ),
-    ),
+    backbone=_base_.pop('backbone'),
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )
 optim_wrapper = dict(type='BFloat16OptimWrapper')

@@ -1,10 +1,10 @@
 """Attention inside windows on CPU, for inference and training, in tiles that stay in the cache.
 
-Forward, PyTorch's flash kernel for CPU attends in each tile. Backward computes the attention weights of a tile again,
-as FlashAttention does (arXiv 2205.14135), and gives the position bias the gradient that PyTorch's own backward of that
-kernel does not. Nothing but ``qkv`` is kept between the two, and nothing of N x N outlives a tile.
+Forward runs PyTorch's flash kernel for CPU on each tile. Backward computes the attention weights of a tile again, as
+FlashAttention does (arXiv 2205.14135), and also the gradient of the position bias, which PyTorch's own backward of that
+kernel lacks. Only ``qkv`` is kept between the two, and nothing of size N x N outlives a tile.
 
-Both are custom operators, so that `torch.compile` takes them as they are instead of tracing every tile.
+Both are custom operators, so that `torch.compile` does not trace every tile.
 """
 
 from __future__ import annotations
@@ -15,22 +15,48 @@ import torch
 from torch import Tensor
 
 from .. import compat
-from ..position_bias import fold_reversed_bias, reversed_window_bias, table_centre
+from ..position_bias import table_centre
+from ..shortcuts import is_recorded, is_transforming, may_use_functions
 from ..windows import WindowGroup
+from .common import NO_DROPOUT, fold_reversed_bias, reversed_window_bias
 
 TILE = 2**21  # attention weights in a tile
-WEIGHTS = 2**19  # attention weights that backward has at once, 2 MiB in float32
+WEIGHTS = 2**19  # attention weights that backward holds at once, 2 MiB in float32
 EPS = 1e-12  # of the norms, as in `torch.nn.functional.normalize`
 
 
-def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup]) -> Tensor:
-    """As `reference.attention`, once differentiable; computes in float32 or wider, whatever the dtype of ``qkv``."""
+def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], dropout: float = 0.0) -> Tensor:
+    """As `reference.attention` without dropout, once differentiable; in float32 or wider, whatever ``qkv`` is in."""
     return window_attention(qkv.contiguous(), scale, table, [size for group in groups for size in group])
+
+
+def unable(qkv: Tensor, dropout: float) -> str | None:
+    """Why this path can't serve a call, or None."""
+    if dropout > 0:
+        return NO_DROPOUT
+    if is_transforming():
+        return 'has no derivatives of torch.func and of forward mode: unset it'
+    if qkv.device.type != 'cpu':
+        return f'is for CPU, and the tensors are on {qkv.device}: unset it, or set it to sdpa'
+    return None
+
+
+def is_worthwhile(needs_grad: bool) -> bool:
+    """Whether to take this path where it can serve.
+
+    An exported graph should hold PyTorch's own operators alone. Without gradients a compiler does more with those than
+    around an opaque one. What counts operators has to see one.
+    """
+    if not may_use_functions():
+        return False
+    if compat.is_compiling():
+        return needs_grad and compat.HAS_CUSTOM_OP
+    return compat.HAS_CUSTOM_OP or not is_recorded()
 
 
 @compat.custom_op('swinv2_mm::window_attention', '(Tensor qkv, Tensor scale, Tensor table, int[] groups) -> Tensor')
 def window_attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[int]) -> Tensor:
-    """`attention`, with groups as their heights, widths and counts one after the other."""
+    """`attention`, with height, width and count of each group one after the other."""
     num_heads = len(table)
     out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
     with torch.autocast('cpu', enabled=False):
@@ -105,9 +131,10 @@ window_attention_backward.register_autograd(_second_backward)
 
 
 def _tiles(groups: Sequence[int], num_heads: int) -> Iterator[tuple[int, int, slice, slice, list[slice]]]:
-    """Height, width and tokens of a group, some heads, and the windows of each tile: at most `TILE` attention weights.
+    """For some heads of a group: its height, width and tokens, the heads, and the windows of each tile.
 
-    Heads are the outer loop, so that their bias is made once for all windows and stays in the cache.
+    A tile has at most `TILE` attention weights. Heads are the outer loop, so that their bias is computed once for all
+    windows and stays in the cache.
     """
     end = 0
     for height, width, count in zip(groups[::3], groups[1::3], groups[2::3]):
@@ -125,13 +152,13 @@ def _in_windows(x: Tensor, num_tokens: int, num_heads: int) -> Tensor:
 
 
 def _operands(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Unit queries, unit keys and values of a tile, keys and values last to first, and the norms there were.
+    """Unit queries, unit keys and values of a tile, keys and values last to first, and the norms of queries and keys.
 
     Args:
         qkv (Tensor): (windows, 3, heads, N, d).
 
     Returns:
-        tuple: three new (windows, heads, N, d) in float32 or wider, and the norms of two, (windows, heads, N, 1) each.
+        tuple: three new (windows, heads, N, d) in float32 or wider, and two norms, (windows, heads, N, 1) each.
     """
     qkv = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
     q, (k, v) = qkv[:, 0], qkv[:, 1:].flip(3).unbind(1)
@@ -140,7 +167,7 @@ def _operands(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor
 
 
 def _normalize_backward_(grad: Tensor, unit: Tensor, norm: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """Turn the gradient of ``unit * scale``, in place, into that of the vectors that ``unit`` was made of.
+    """Turn the gradient of ``unit * scale``, in place, into that of the vectors before they were normalised.
 
     Args:
         grad (Tensor), unit (Tensor): (windows, heads, N, d).

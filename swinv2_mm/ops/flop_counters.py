@@ -1,4 +1,4 @@
-"""What attention costs, for counters that know only operators of their own tables."""
+"""FLOPs of attention, for counters that only know the operators in their tables."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mmengine.analysis.jit_handles import get_shape
 
 from .. import compat
 
-FORWARD_PRODUCTS = 2  # of N x N x d in a window and head: logits, and weights times values
+FORWARD_PRODUCTS = 2  # matrix products of N x N x d per window and head: logits, and weights times values
 BACKWARD_PRODUCTS = 5  # logits again, and the gradients of weights, queries, keys and values
 
 
 def register() -> None:
-    """Have PyTorch's `FlopCounterMode` count our operators, and mmengine's analysis PyTorch's fused attention."""
+    """Teach PyTorch's `FlopCounterMode` our operators, and mmengine's analysis PyTorch's fused attention."""
     table = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS  # which mmdet's and mmseg's tools take too
     table.setdefault('aten::scaled_dot_product_attention', _traced_attention)
     if compat.HAS_CUSTOM_OP:
@@ -29,12 +29,12 @@ def register() -> None:
 
 
 def attention_flops(channels: int, groups: Sequence[int], products: int) -> int:
-    """Multiplications and additions of attention in some windows.
+    """FLOPs of attention in some windows, where a multiplication and an addition are two.
 
     Args:
         channels (int): of all heads.
-        groups (Sequence[int]): heights, widths and counts of the windows, one after the other.
-        products (int): how many products of N x N x d there are in a window and head.
+        groups (Sequence[int]): height, width and count of each group of windows, one after the other.
+        products (int): matrix products of N x N x d per window and head.
     """
     pairs = sum(count * (height * width) ** 2 for height, width, count in zip(*(groups[i::3] for i in range(3))))
     return 2 * products * channels * pairs
@@ -49,6 +49,6 @@ def _backward(grad_shape, qkv_shape, scale_shape, table_shape, groups, **kwargs)
 
 
 def _traced_attention(inputs, outputs):
-    """As mmengine counts: a multiplication and an addition are one."""
+    """As mmengine counts, a multiplication and an addition are one."""
     query, key = (get_shape(value) for value in inputs[:2])  # (windows, heads, N, d)
     return FORWARD_PRODUCTS * prod(query) * key[-2]

@@ -8,32 +8,37 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from .. import compat
-from ..shortcuts import PLAIN, is_plain, is_traced, may_keep
+from ..shortcuts import PLAIN, is_plain, is_recorded, is_traced
 
 ONEDNN_ROWS = 256  # whole windows, of which most parts of a map consist, give multiples of it
 
 
-def apply_linear(layer: nn.Module, x: Tensor, of_gelu: bool = False) -> Tensor:
-    """``layer(x)``, or ``layer(gelu(x))``: by `linear` where the layer is a plain `nn.Linear`, else by calling it.
+def apply_linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None, of_gelu: bool = False) -> Tensor:
+    """``layer(x)``, through `linear` where the layer is a plain `nn.Linear`.
+
+    Any other module in its place (an adapter, a quantised layer, one with hooks) is called.
 
     Args:
-        layer (nn.Module): a linear layer, or what stands in its place.
+        layer (nn.Module): a linear layer, or what replaces it.
         x (Tensor): (..., in_features).
+        bias (Tensor, optional): (out_features,), added to what the layer gives.
         of_gelu (bool): whether the layer takes the GELU of ``x``, which backward computes again instead of keeping it.
     """
-    if not is_plain(layer, nn.Linear):
-        return layer(F.gelu(x) if of_gelu else x)
-    if of_gelu and torch.is_grad_enabled() and not is_traced() and type(layer.weight) in (*PLAIN, FakeTensor):
-        return _Linear.apply(x, layer.weight, layer.bias, True)
-    return linear(F.gelu(x) if of_gelu else x, layer.weight, layer.bias)
+    if not is_plain(layer, nn.Linear) or not (bias is None or layer.bias is None):
+        out = layer(F.gelu(x) if of_gelu else x)
+        return out if bias is None else out + bias.to(out.dtype)
+    weight, bias = layer.weight, layer.bias if bias is None else bias
+    if of_gelu and torch.is_grad_enabled() and not is_traced() and type(weight) in (*PLAIN, FakeTensor):
+        return _Linear.apply(x, weight, bias, True)
+    return linear(F.gelu(x) if of_gelu else x, weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`; in float32 on CPU by oneDNN, forward and for the gradient of ``x``.
+    """`torch.nn.functional.linear`, through oneDNN in float32 on CPU: forward, and for the gradient of ``x``.
 
-    PyTorch itself copies the bias over the output and calls MKL, which takes about 1.2 times as long on the
-    machine that docs/performance.md names. Inductor calls oneDNN too. oneDNN needs memory for every number of rows that
-    it meets, for good; so it gets those that recur from image to image, multiples of `ONEDNN_ROWS`.
+    PyTorch itself copies the bias over the output and calls MKL, which takes about 1.2 times as long on the machine
+    that docs/performance.md names. Inductor calls oneDNN too. oneDNN allocates memory for every number of rows that it
+    meets and never frees it. So it only gets numbers that recur from image to image: multiples of `ONEDNN_ROWS`.
     """
     if not _suits_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
@@ -43,20 +48,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _suits_onednn(*tensors):
-    if not may_keep() or compat.is_autocast_on_cpu() or not compat.HAS_ONEDNN_LINEAR:
+    if is_recorded() or compat.is_autocast_on_cpu() or not compat.HAS_ONEDNN_LINEAR:
         return False
     if tensors[0].shape[:-1].numel() % ONEDNN_ROWS:
         return False
     if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
-    kept = [t for t in tensors if t is not None]
-    return all(type(t) in PLAIN and t.dtype == torch.float32 and t.device.type == 'cpu' for t in kept)
+    given = [t for t in tensors if t is not None]
+    return all(type(t) in PLAIN and t.dtype == torch.float32 and t.device.type == 'cpu' for t in given)
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer of ``x``, or of its GELU, which is computed again in backward.
+    """A linear layer of ``x``, or of its GELU, which backward computes again.
 
-    Under autocast everything but the gradients of weight and bias is in the half precision of the output.
+    Under autocast all but the gradients of weight and bias are in the half precision of the output.
     """
 
     @staticmethod
@@ -77,8 +82,8 @@ class _Linear(torch.autograd.Function):
             if ctx.of_gelu:
                 grad_x = torch.ops.aten.gelu_backward(grad_x, x)
         if needs_weight:
-            taken = (F.gelu(x) if ctx.of_gelu else x).to(grad.dtype)
-            grad_weight = (rows.mT @ taken.reshape(-1, x.shape[-1])).to(weight.dtype)
+            inputs = (F.gelu(x) if ctx.of_gelu else x).to(grad.dtype)
+            grad_weight = (rows.mT @ inputs.reshape(-1, x.shape[-1])).to(weight.dtype)
         if needs_bias:
             grad_bias = rows.sum(0).to(weight.dtype)
         return grad_x, grad_weight, grad_bias, None

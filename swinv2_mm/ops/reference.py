@@ -1,4 +1,4 @@
-"""Attention inside windows as the equation says it: the specification of every other path."""
+"""Attention inside windows as the paper's equation says it: the specification of every faster path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..position_bias import window_bias
 from ..windows import WindowGroup
 
 
@@ -30,26 +29,35 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     outs = []
     with torch.autocast(qkv.device.type, enabled=False):
         for group, tokens in zip(groups, qkv.split([group.num_tokens for group in groups])):
-            q, k, v = split_heads(tokens, group, table.shape[0])
-            bias = window_bias(table, group.height, group.width)
-            weights = torch.softmax(cosine(q) * scale @ cosine(k).transpose(-2, -1) + bias, dim=-1)
-            outs.append(merge_heads(F.dropout(weights, dropout).to(v.dtype) @ v))
+            q, k, v = _split_heads(tokens, group, table.shape[0])  # (windows, heads, N, d)
+            logits = _unit(q) * scale @ _unit(k).transpose(-2, -1) + _bias(table, group.height, group.width)
+            weights = F.dropout(torch.softmax(logits, dim=-1), dropout)  # (windows, heads, N, N)
+            out = weights.to(v.dtype) @ v
+            outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))  # (windows*N, heads*d)
     return torch.cat(outs)
 
 
-def split_heads(qkv: Tensor, group: WindowGroup, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, (windows, heads, N, d) each, of the tokens (T, 3 * heads * d) of one group."""
-    dims = qkv.shape[1] // (3 * num_heads)
-    qkv = qkv.view(group.count, group.height * group.width, 3, num_heads, dims)
+def unable(qkv: Tensor, dropout: float) -> None:
+    """Why this path can't serve a call: it always can."""
+
+
+def is_worthwhile(needs_grad: bool) -> bool:
+    """Whether to take this path where it can serve: always, as the last one."""
+    return True
+
+
+def _split_heads(qkv, group, num_heads):
+    qkv = qkv.view(group.count, group.height * group.width, 3, num_heads, qkv.shape[1] // (3 * num_heads))
     return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def merge_heads(out: Tensor) -> Tensor:
-    """``(windows, heads, N, d)`` to the tokens ``(windows*N, heads*d)``."""
-    windows, heads, num_tokens, dims = out.shape
-    return out.transpose(1, 2).reshape(windows * num_tokens, heads * dims)
-
-
-def cosine(x: Tensor) -> Tensor:
-    """Unit vectors in float32 or wider: their products are cosines."""
+def _unit(x):
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def _bias(table, height, width):
+    """(heads, N, N): the entry of each (query, key) pair at its offset, query minus key."""
+    rows = torch.arange(height, device=table.device).repeat_interleave(width)  # (N,)
+    columns = torch.arange(width, device=table.device).repeat(height)
+    centre_row, centre_column = (side // 2 for side in table.shape[1:])
+    return table[:, rows[:, None] - rows + centre_row, columns[:, None] - columns + centre_column]

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import compat
-from ..position_bias import window_bias
+from ..shortcuts import is_transforming
 from ..windows import WindowGroup
-from .reference import cosine, merge_heads
+from .common import NO_DROPOUT, cosine, merge_heads, window_bias
 
 ALIGNMENT = 8  # elements; rows of a bias that start elsewhere make the memory-efficient kernel copy it, or refuse it
 
 
-def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup]) -> Tensor:
-    """As `reference.attention`; agrees with it to the rounding of the dtype of ``qkv``.
+def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], dropout: float = 0.0) -> Tensor:
+    """As `reference.attention` without dropout; agrees with it to the rounding of the dtype of ``qkv``.
 
-    The kernels accumulate logits and softmax in float32 whatever the dtype of their operands, which are rounded to that
-    of ``qkv``, the bias too. On CUDA the kernel with a gradient of the bias makes that for every window, then the sum.
+    The kernels accumulate logits and softmax in float32, but round their operands, the bias included, to the dtype of
+    ``qkv``. On CUDA the kernel with a gradient of the bias writes one for every window, and then sums them.
     """
     outs = []
     on_cuda = _on_cuda(qkv)
@@ -40,6 +40,16 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
                 out = out.clone(memory_format=torch.contiguous_format)
             outs.append(merge_heads(out))
     return torch.cat(outs)
+
+
+def unable(qkv: Tensor, dropout: float) -> str | None:
+    """Why this path can't serve a call, or None."""
+    return NO_DROPOUT if dropout > 0 else None
+
+
+def is_worthwhile(needs_grad: bool) -> bool:
+    """Whether to take this path where it can serve. The kernels lack derivatives of some kinds."""
+    return not is_transforming()
 
 
 def _on_cuda(x):

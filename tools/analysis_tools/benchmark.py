@@ -191,13 +191,13 @@ def machine() -> dict:
         models = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')]
         cpu = models[0].partition(':')[2].strip() if models else cpu
     versions = {'python': sys.version.split()[0]}
-    sys.path.append(str(peers.ORACLES))
+    sys.path.append(str(peers.FOLDER))
     for name in DISTRIBUTIONS:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    sys.path.remove(str(peers.ORACLES))
+    sys.path.remove(str(peers.FOLDER))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     simd = torch.backends.cpu.get_cpu_capability()
     return dict(cpu=cpu, simd=simd, cores=os.cpu_count(), gpu=gpu, versions=versions)

@@ -29,7 +29,6 @@ from swinv2_mm import SwinTransformerV2, compat
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
 from swinv2_mm.messages import first_line
-from swinv2_mm.position_bias import POSITION_BIASES, table_centre
 from swinv2_mm.writing import check_file, whole
 
 TOLERANCE = 1e-4  # of the largest value of a map
@@ -74,18 +73,6 @@ class Pyramid(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps = self.backbone(image)
         return maps if self.neck is None else tuple(self.neck(maps))
-
-
-class KeptBias(nn.Module):
-    """The table of a position bias, as a constant in place of the MLP that gives it."""
-
-    def __init__(self, table: Tensor):
-        super().__init__()
-        self.register_buffer('table', table)
-
-    def forward(self, height: int, width: int) -> Tensor:
-        """As `swinv2_mm.position_bias.PositionBias`, for windows up to those of the table."""
-        return table_centre(self.table, height, width)
 
 
 def parse_args(argv=None):
@@ -201,16 +188,6 @@ def open_branches(backbone: SwinTransformerV2) -> None:
             nn.init.ones_(block.norm2.weight)
 
 
-def keep_biases(backbone: SwinTransformerV2, size: Sequence[int]) -> None:
-    """Replace the position biases by their tables for the windows of an image of ``size``, (H, W) in pixels."""
-    for i, stage in enumerate(backbone.layers):
-        stride = backbone.patch_embed.patch_size * 2**i
-        window = [min(stage.window_size, -(-side // stride)) for side in size]
-        for block in stage.blocks:
-            kept = KeptBias(block.attn.position_bias(*window))
-            setattr(block.attn, POSITION_BIASES[backbone.position_bias].name, kept)
-
-
 def output_names(pyramid: Pyramid, num_maps: int) -> list[str]:
     """Names of the maps, by stride for those of a backbone."""
     if pyramid.neck is not None:
@@ -317,7 +294,6 @@ def write(pyramid: Pyramid, args: argparse.Namespace) -> None:
     channels = pyramid.backbone.patch_embed.proj.in_channels
     images = [torch.randn(batch, channels, *args.size) for batch in batches]
     expected = [pyramid(image) for image in images]
-    keep_biases(pyramid.backbone, args.size)
     names = output_names(pyramid, len(expected[0]))
     out = Path(args.out)
     check_file(out, '--out')  # before the minutes of work

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.arch import Arch, parse_arch
 
-ORACLES = Path(sys.prefix, 'oracles')  # where tools/install.py puts them
+FOLDER = Path(sys.prefix, 'peers')  # where tools/install.py puts them
 
 
 class NotAvailableError(Exception):
@@ -32,7 +32,7 @@ def import_libraries() -> SimpleNamespace:
     Raises:
         ImportError: one of them is not installed.
     """
-    sys.path.append(str(ORACLES))
+    sys.path.append(str(FOLDER))
     try:
         torchvision = _import_torchvision()
         import timm
@@ -40,7 +40,7 @@ def import_libraries() -> SimpleNamespace:
         sys.modules.setdefault('mmpretrain.models.multimodal', ModuleType('multimodal'))
         from mmpretrain.models import backbones
     finally:
-        sys.path.remove(str(ORACLES))
+        sys.path.remove(str(FOLDER))
     return SimpleNamespace(torchvision=torchvision, timm=timm, mmpretrain=backbones)
 
 

@@ -1,7 +1,7 @@
-"""Run the tests of the package in an environment of another Python and PyTorch, which is made in `.venv-pyX-torchY`.
+"""Run the tests of the package with another Python and PyTorch, in an environment of their own, `.venv-pyX-torchY`.
 
-It holds no mmdet, mmseg and mmcv: these tests need the package and mmengine alone. An environment that is there is used
-again; with a CUDA build of PyTorch, as pip and uv take it, it has about 5 GB.
+It holds no mmdet, mmseg or mmcv: these tests need only the package and mmengine. An existing environment is used again.
+It takes about 5 GB with a CUDA build of PyTorch, which uv installs by default.
 """
 
 from __future__ import annotations
@@ -17,46 +17,25 @@ import os
 import re
 import subprocess
 
-from install import ROOT, ensure_environment, processes_at_once, say
+from install import ROOT, ensure_environment, read_pins, say
+from lib.machine import processes_at_once
 
 TESTS = (
     'amp arch attention backbone backbone_reference backbone_training checkpoint checkpoint_mutation checkpoint_tools '
     'compat compile distributed files formats linear mmengine_reading model_weights ops optim other_names '
     'position_bias pretrained_windows registry unpickling ways_of_use windows'
 )
-LIBRARIES = (  # of the tests, and of mmengine, which asks for opencv-python, which needs libGL
-    'addict',
-    'hypothesis',
-    'matplotlib',
-    'numpy',
-    'opencv-python-headless<5',
-    'packaging',
-    'pillow',
-    'pycocotools',
-    'pytest',
-    'pytest-xdist',
-    'pyyaml',
-    'rich',
-    'safetensors',
-    'scipy',
-    'setuptools<81',  # mmengine imports pkg_resources
-    'termcolor',
-    'transformers',
-    'yapf',
-)
-MMENGINE = 'mmengine==0.10.7'
-CEILINGS = {  # what takes an older PyTorch, by the first one that the newest takes
-    (2, 3): ('numpy<2', 'transformers<4.47'),  # it was built with NumPy 1
+NOT_HERE = ('mmengine', 'mmcv')  # of the core: mmengine comes without its dependencies, mmcv is not needed
+TEST_LIBRARIES = ('hypothesis', 'pycocotools', 'pytest', 'pytest-xdist', 'transformers')
+CEILINGS = {  # libraries that support an older PyTorch, by the first PyTorch that needs no ceiling
+    (2, 3): ('numpy<2', 'transformers<4.47'),  # built with NumPy 1
     (2, 6): ('transformers<5',),
 }
-GIGABYTES = 4  # of memory, for a worker
+GIGABYTES = 4  # of memory for a worker
 
 
 def uv(*arguments: str) -> None:
-    """Run uv; it ends the tool if it fails.
-
-    pyenv's Pythons are looked for too, whichever of them is on.
-    """
+    """Run uv, which also finds every Python of pyenv. If it fails, the tool ends."""
     pyenv = Path(os.environ.get('PYENV_ROOT', Path.home() / '.pyenv'))
     path = os.pathsep.join([*map(str, sorted(pyenv.glob('versions/*/bin'))), os.environ['PATH']])
     command = [sys.executable, '-m', 'uv', *arguments]
@@ -64,16 +43,25 @@ def uv(*arguments: str) -> None:
         sys.exit(f'error: uv {" ".join(arguments)} failed for the reason above')
 
 
+def libraries() -> list[str]:
+    """List what the tests and mmengine need, with the upper bounds of `setup.cfg`: its lower ones need a new Python."""
+    pins = read_pins()
+    needed = [line for line in pins['core'] if line.name not in NOT_HERE]
+    needed += [line for extra in ('det', 'test') for line in pins[extra] if line.name in TEST_LIBRARIES]
+    return [line.name + ','.join(str(bound) for bound in line.specifier if bound.operator == '<') for line in needed]
+
+
 def make_environment(python: str, torch: str) -> Path:
-    """Make the environment, or complete the one that is there. Returns its folder."""
+    """Make the environment, or complete an existing one. Returns its folder."""
     version = tuple(map(int, torch.split('.')[:2]))
     ceilings = [ceiling for first, those in CEILINGS.items() if version < first for ceiling in those]
     folder = ROOT / f'.venv-py{python}-torch{torch}'
     if not folder.exists():
         uv('venv', '--quiet', '--python', python, str(folder))
     inside = ('pip', 'install', '--quiet', '--python', str(folder / 'bin' / 'python'))
-    uv(*inside, f'torch=={torch}', *ceilings, *LIBRARIES)
-    uv(*inside, '--no-deps', '--reinstall-package', 'swinv2-mm', MMENGINE, str(ROOT))
+    uv(*inside, f'torch=={torch}', *ceilings, *libraries())
+    (mmengine,) = (str(line) for line in read_pins()['core'] if line.name == 'mmengine')
+    uv(*inside, '--no-deps', '--reinstall-package', 'swinv2-mm', mmengine, str(ROOT))
     return folder
 
 
@@ -81,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='example: python3 tools/misc/test_versions.py --python 3.8 --torch 2.0.1'
     )
-    parser.add_argument('--python', required=True, help='for example 3.8; pyenv, uv or the PATH has it')
+    parser.add_argument('--python', required=True, help='for example 3.8, from pyenv, uv or the PATH')
     parser.add_argument('--torch', required=True, help='for example 2.1.2')
     parser.add_argument('tests', nargs='*', help='arguments of pytest (default: all tests of the package)')
     args = parser.parse_args()
@@ -98,7 +86,7 @@ def main() -> None:
     workers = min(processes_at_once(GIGABYTES), 4)
     os.environ['OMP_NUM_THREADS'] = str(max(1, len(os.sched_getaffinity(0)) // workers))
     tests = args.tests or [f'tests/test_{name}.py' for name in TESTS.split()]
-    # The console script, for `python -m pytest` would import the package of the checkout, and this one is installed.
+    # `python -m pytest` would import the package from the checkout, not the installed one; the console script does not.
     pytest = str(folder / 'bin' / 'pytest')
     os.execv(pytest, [pytest, '-n', str(workers), '--dist', 'worksteal', '-p', 'no:cacheprovider', *tests])
 

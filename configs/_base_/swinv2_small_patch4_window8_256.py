@@ -1,0 +1,12 @@
+"""SwinV2-S, trained on ImageNet-1K at 256 pixels with window 8."""
+
+backbone = dict(
+    type='SwinTransformerV2',
+    arch='small',
+    window_size=8,
+    init_cfg=dict(
+        type='Pretrained',
+        checkpoint='https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
+        'swinv2_small_patch4_window8_256.pth',
+    ),
+)
