@@ -95,7 +95,7 @@ def test_the_classifier_is_written_as_the_official_repository_would(tool, writte
     assert backbone.pretrained_window_sizes == (4, 4, 4, 2)
 
 
-def test_the_docs_compare_the_biases_of_a_right_and_a_wrong_normaliser(written, capsys):
+def test_the_docs_compare_the_biases_of_a_right_and_a_wrong_pretrained_window(written, capsys):
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/checkpoints.md').read_text(), re.DOTALL)
     (block,) = (block for block in blocks if 'corrcoef' in block)
     file = 'work_dirs/demo/seed_0/swinv2_shapes_patch4_window4_64.pth'
@@ -105,7 +105,7 @@ def test_the_docs_compare_the_biases_of_a_right_and_a_wrong_normaliser(written, 
     right, wrong = names['right'], names['wrong']
     assert right.shape == (27, 15 * 15)
     same = (right == wrong).all(0)
-    assert same.nonzero().tolist() == [[112]]  # offset 0, which no normaliser changes
+    assert same.nonzero().tolist() == [[112]]  # offset 0, which no pretrained window changes
     assert capsys.readouterr().out.count('tensor') == 4
 
 
@@ -193,7 +193,7 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
     assert [call[1] for call in trained] == [demo.DETECTOR, demo.SEGMENTOR] * 3
     assert all(call[call.index('--seed') + 1] == str(seed) for call in trained)
     assert all(f'seed_{seed}' in call[call.index('--work-dir') + 1] for call in trained)
-    folders = [tmp_path / f'seed_{seed}' / start for start in ('transferred', 'from_scratch', 'wrong_normaliser')]
+    folders = [tmp_path / f'seed_{seed}' / start for start in ('transferred', 'from_scratch', 'wrong_window')]
     assert list(filter(None, logs)) == [folder / 'upernet.log' for folder in folders]
     checkpoints = [Path(call[call.index('--checkpoint') + 1]).name for call in trained]
     written = 'swinv2_shapes_patch4_window4_64.pth'

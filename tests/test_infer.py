@@ -875,7 +875,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(fails, detector, photos
     options = ('--cfg-options', 'model.backbone.window_size=0')
     assert 'window_size must be ints of at least 1 token' in fails(*detector, photos, '--out', out, *options)
     for device in ('gpu', 'cuda:99'):
-        assert f'--device {device} is not there: ' in fails(*detector, photos, '--out', out, '--device', device)
+        assert f'--device {device} is not available: ' in fails(*detector, photos, '--out', out, '--device', device)
     (tmp_path / 'file').touch()
     for path in ('file', 'file/out'):
         line = fails(*detector, photos / 'a.png', '--out', tmp_path / path)

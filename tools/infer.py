@@ -1,32 +1,32 @@
 """Run a trained detector or segmentor on images. No data set is needed.
 
-DIR gets overlays/, the images with what was found drawn in, and
+DIR gets overlays/, the images with the predictions drawn in, and
 
-  of a detector, instance masks included:
-    predictions.json  COCO results, a list that pycocotools loads with COCO(...).loadRes(...). It does not load an empty
-                      one: where nothing was found, evaluate COCO('image_info.json') in place of what loadRes gives
-    image_info.json   the images and categories of these ids, as COCO publishes them for images without annotations
-  of a segmentor:
-    labels/           PNGs of the images' size whose values are the model's classes, counted from 0, in 8 bits, or in
-                      16 where there are more than 256. Where it was trained with reduce_zero_label, as on ADE20K,
-                      the data set's own values are larger by 1.
+  from a detector, with or without instance masks:
+    predictions.json  COCO results, a list for COCO(...).loadRes(...) of pycocotools. loadRes fails on an empty list: if
+                      nothing was found, evaluate COCO('image_info.json') instead
+    image_info.json   the images and categories with their ids, as COCO publishes them for images without annotations
+  from a segmentor:
+    labels/           PNGs as large as the images, with the classes of the model, counted from 0, in 8 bits, or in 16
+                      if there are more than 256. If the model was trained with reduce_zero_label, as on ADE20K, the
+                      values of the data set are larger by 1.
 
-Images may have any channels and depth that the config's test pipeline loads, as with color_type='unchanged' or with
-imdecode_backend='tifffile'. Overlays show the first three channels as blue, green and red, or, where tifffile or GDAL
-loads them, as red, green and blue; of one or two the first, in grey. Whole numbers from 0 to 255 are shown as they are,
-others scaled: the darkest hundredth of an image is black, the brightest white.
+Images may have any channels and depth that the config's test pipeline loads, for example with color_type='unchanged' or
+imdecode_backend='tifffile'. Overlays show the first three channels as blue, green and red (red, green and blue if
+tifffile or GDAL loads them), or the first of one or two channels in grey. Integers from 0 to 255 are shown as they are.
+Other values are scaled: the darkest hundredth of an image is black, the brightest white.
 
-Ids are those of the config's test annotations where that file is there and lists the classes, or all of the images.
-Else category ids are the official ones for the 80 classes of COCO, and count from 1 for others; an image id is the
-number that is the file's name, as in 000000008193.jpg, or, if not all files have such names, all count from 1.
+Ids are taken from the config's test annotations if that file exists and lists the classes, or all of the images.
+Otherwise the 80 classes of COCO have their official ids, and other classes count from 1; image ids are the numbers in
+the file names, as in 000000008193.jpg, or count from 1 if not all files are named so.
 
-Folders are searched with all folders below them, each once though links may lead to it again, and outputs keep the
-relative paths. Where two images differ in their extension alone (a.jpg, a.png), their outputs carry it (a.jpg.png).
-Names of outputs that would be too long are cut, and end in a hash of the whole name.
+Folders are searched recursively, each once even if links lead to it again, and outputs keep the relative paths. If two
+images differ only in their extension (a.jpg, a.png), their outputs keep it (a.jpg.png). Output names that would be too
+long are cut and end in a hash of the whole name.
 
 An image that can't be read, has more pixels than --max-pixels or fails in the model is skipped and listed at the end,
-and the exit code is 1. What is written is whole at any moment: overlays and labels come one by one, the JSON files anew
-every ten seconds and at the end, also where Ctrl-C, SIGTERM or a full disk is the end.
+and the exit code is 1. Files are always complete: overlays and labels are written one by one, the JSON files every ten
+seconds and at the end, even if Ctrl-C, SIGTERM or a full disk ends the run.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ from swinv2_mm.messages import first_line
 from swinv2_mm.writing import check_folder, whole
 
 OVERLAYS, LABELS = 'overlays', 'labels'  # folders of results
-INTERVAL = 10  # seconds between two writings of all results
+INTERVAL = 10  # seconds between two calls that write all results
 MAX_PIXELS = 50_000_000
-SHARE = 0.1  # of the time, at most, goes into writing them
+SHARE = 0.1  # of the time that writing them takes at most
 
 
 class Prepared(NamedTuple):
@@ -96,14 +96,14 @@ def parse_args(argv=None):
         help='image files, folders and patterns like "photos/**/*.jpg"; in the latter two, files that end in '
         f'{", ".join(EXTENSIONS)}',
     )
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results; it replaces older ones')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results; older ones are replaced')
     parser.add_argument(
         '--batch-size',
         type=int,
         default=1,
         metavar='N',
-        help='put up to N images into a batch, which are neighbours in the order of their names and of equal size, so '
-        'that results do not depend on it (default: 1)',
+        help='put up to N images into a batch: neighbours in the order of names and equal in size, so that results do '
+        'not depend on it (default: 1)',
     )
     parser.add_argument('--device', help='for example cpu or cuda:1 (default: cuda if there is a GPU, else cpu)')
     parser.add_argument(
@@ -111,15 +111,15 @@ def parse_args(argv=None):
         type=float,
         default=0.3,
         metavar='SCORE',
-        help='leave out detections below it, in overlays and in predictions.json alike; for evaluation pass 0 '
-        '(default: 0.3; nothing to a segmentor)',
+        help='leave out detections with lower scores, in overlays and in predictions.json; pass 0 for evaluation '
+        '(default: 0.3; no effect on a segmentor)',
     )
     parser.add_argument(
         '--max-pixels',
         type=int,
         metavar='N',
-        help=f'skip images of more, for memory (default: {MAX_PIXELS}, and to a segmentor, which takes four bytes for '
-        'each pixel and class, as many as take a quarter of the memory; OpenCV reads up to 2**30)',
+        help=f'skip images with more pixels, to save memory (default: {MAX_PIXELS}; for a segmentor, which needs four '
+        'bytes per pixel and class, at most a quarter of the memory; OpenCV reads up to 2**30)',
     )
     parser.add_argument(
         '--cfg-options',
@@ -132,7 +132,7 @@ def parse_args(argv=None):
 
 
 def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
-    """What the flags ask for, checked.
+    """Check the flags, and find what they ask for.
 
     Returns:
         tuple: the config, the images by name and the classes and palette of the checkpoint.
@@ -161,7 +161,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
 
 
 def pixels_that_fit(cfg: Config, classes: int, device: str) -> int:
-    """How many pixels an image may have: a segmentor has a score of each for every class, in the image's own size."""
+    """Limit the pixels of an image: a segmentor holds a score for each pixel and class, at the size of the image."""
     if cfg.default_scope == 'mmdet':
         return MAX_PIXELS
     if torch.device(device).type == 'cuda':
@@ -172,11 +172,11 @@ def pixels_that_fit(cfg: Config, classes: int, device: str) -> int:
 
 
 def check_device(device: str) -> None:
-    """Check by use that PyTorch has the device."""
+    """Check that PyTorch can use the device."""
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'--device {device} is not there: {first_line(error)}') from error
+        raise ValueError(f'--device {device} is not available: {first_line(error)}') from error
 
 
 def check_supported(cfg: Config, path: str) -> None:
@@ -200,7 +200,7 @@ def test_dataset(cfg: Config) -> ConfigDict:
 
 
 def class_meta(cfg: Config, checkpoint: dict) -> dict:
-    """The classes and the palette of what the model was trained on, or else of the config's test data set."""
+    """Get the classes and palette that the model was trained with, or else those of the config's test data set."""
     meta = checkpoint.get('meta') or {}
     saved = (meta.get('dataset_meta') or {}) if isinstance(meta, dict) else meta
     classes = saved.get('classes', ()) if isinstance(saved, dict) else None
@@ -220,7 +220,7 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
 
 
 def build_pipeline(cfg: Config) -> tuple[Compose, Compose]:
-    """The step of the test pipeline that loads an image, and those after it, less its annotations."""
+    """Build the step of the test pipeline that loads an image, and those after it, without annotations."""
     steps = [step for step in test_dataset(cfg).pipeline if 'Annotation' not in str(step.type)]
     if steps[0].get('imdecode_backend') == 'tifffile' and not importlib.util.find_spec('tifffile'):
         raise ValueError("imdecode_backend='tifffile' needs a package: pip install tifffile")
@@ -259,7 +259,7 @@ def read_images(images: dict[str, Path], cfg: Config, max_pixels: int, skipped: 
 
 
 def keeps_order(loader: ConfigDict) -> bool:
-    """Whether a loader leaves the channels in the order of the file; others give BGR."""
+    """Whether a loader keeps the order of channels of the file; others give BGR."""
     return loader.get('imdecode_backend') == 'tifffile' or 'RSImage' in str(loader.type)
 
 
@@ -285,7 +285,7 @@ def encode_labels(labels: torch.Tensor, classes: int) -> bytes:
 
 
 def predict(model: nn.Module, batch: list[Prepared], skipped: dict[Path, str]) -> list[tuple]:
-    """The images of a batch with what the model finds in them; if it fails, it gets them one by one.
+    """Predict a batch of images. If the model fails on it, they are tried one by one.
 
     Args:
         model (nn.Module): a detector or segmentor.
@@ -364,7 +364,7 @@ class Results:
                 partial.write_bytes(encode_labels(sample.pred_sem_seg.data[0], self.num_classes))
 
     def _draw(self, name, picture, sample):
-        threshold = {'pred_score_thr': -1} if self.is_detector else {}  # all that is left is drawn
+        threshold = {'pred_score_thr': -1} if self.is_detector else {}  # draw all that is left
         extension = Path(name).suffix if name.lower().endswith(('.jpg', '.jpeg')) else '.png'
         with whole(self.out / OVERLAYS / f'{self.stems[name]}{extension}') as partial:
             # as NumPy arrays: mmseg takes a tensor of 1 x 1 labels for an index
@@ -378,7 +378,7 @@ class Results:
             write_results(self.out, self.done, self.categories)
 
     def save_when_due(self) -> None:
-        """Write them every ten seconds, but for a tenth of the time at most."""
+        """Call `save` every ten seconds, in a tenth of the time at most."""
         started = time.monotonic()
         if started >= self._due:
             self.save()

@@ -42,7 +42,7 @@ def parse_args(argv=None):
 
 
 def prepare(args):
-    """The config that the flags ask for, checked.
+    """Make the config that the flags ask for, and check it.
 
     Raises:
         ValueError: a flag, the config, the data or the checkpoint is wrong; the message says what to do.
@@ -79,7 +79,7 @@ def dump_predictions(cfg, path):
 
 
 def keep_predictions(runner):
-    """Have the metric that writes predictions leave that to us: it would do so before any metric is logged.
+    """Collect the predictions here: the metric that writes them would do so before any metric is logged.
 
     Returns:
         list: gets the predictions, in the main process.
@@ -90,10 +90,10 @@ def keep_predictions(runner):
 
 
 def write_pictures(runner, folder):
-    """Have the host's visualization hook write its pictures to a folder, until one can't be written.
+    """Make the host's visualization hook write its pictures to a folder, until one can't be written.
 
     Returns:
-        list: gets that problem, in words.
+        list: the problem goes there, as text.
     """
     problems, draw = [], runner.visualizer.add_datasample
     suffix = '.png' if runner.cfg.default_scope == 'mmseg' else None  # else that of the image
@@ -117,7 +117,7 @@ def unwritten(error):
 
 
 def full_disk(error, work_dir):
-    """Say that the work dir, where mmengine writes, is full; raise any other error again."""
+    """Say that the work dir, where mmengine writes, is full. Any other error is raised again."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise error
     return f'{work_dir} cannot be written: {error.strerror}'

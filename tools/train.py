@@ -37,7 +37,7 @@ def parse_args(argv=None):
 
 
 def prepare(args):
-    """The config that the flags ask for, checked.
+    """Make the config that the flags ask for, and check it.
 
     Raises:
         ValueError: a flag, the config, the data or a checkpoint is wrong; the message says what to do.

@@ -1,4 +1,4 @@
-"""Plot the position bias of a head at its pretrained window and moved to another, by three ways of moving it."""
+"""Plot the position bias of a head at its pretrained window, and transferred to another window in three ways."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def parse_args(argv=None):
         '--window 32 --stage 2 --block 5 --head 3',
     )
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='path or URL of any Swin V2 checkpoint')
-    parser.add_argument('--window', type=int, default=32, help='window to move to, in tokens (default: %(default)s)')
+    parser.add_argument(
+        '--window', type=int, default=32, help='window to transfer to, in tokens (default: %(default)s)'
+    )
     parser.add_argument('--stage', type=int, default=0, help='from 0 (default: %(default)s)')
     parser.add_argument('--block', type=int, default=0, help='within the stage, from 0 (default: %(default)s)')
     parser.add_argument('--head', type=int, default=0, help='from 0 (default: %(default)s)')
@@ -102,7 +104,7 @@ def refit(mlp: ContinuousPositionBias, kind: type[ContinuousPositionBias]) -> Co
 
 
 def tables(mlp: ContinuousPositionBias, window: int) -> dict[str, Tensor]:
-    """The bias by way of moving it, each (2*window-1, 2*window-1): every vertical and horizontal offset."""
+    """The transferred bias by method, each (2*window-1, 2*window-1): every vertical and horizontal offset."""
     pretrained = mlp.pretrained_window
     original = mlp.table(pretrained, pretrained)[0]
     moved = {}
@@ -118,7 +120,7 @@ def tables(mlp: ContinuousPositionBias, window: int) -> dict[str, Tensor]:
 
 
 def plot(mlp: ContinuousPositionBias, window: int, title: str, out: Path) -> None:
-    """Write a PNG: the bias at the pretrained window and moved, as maps, and along the row of offset 0."""
+    """Write a PNG of the bias at the pretrained window and transferred: as maps, and along the row of offset 0."""
     pretrained = mlp.pretrained_window
     original, moved = mlp.table(pretrained, pretrained)[0], tables(mlp, window)
     figure = plt.figure(figsize=(15, 8), layout='constrained')

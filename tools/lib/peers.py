@@ -1,4 +1,4 @@
-"""Other implementations of Swin V2, each as a backbone with four maps: what benchmarks and tests compare with."""
+"""Peers: other implementations of Swin V2, each as a backbone with four maps, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ FOLDER = Path(sys.prefix, 'peers')  # where tools/install.py puts them
 
 
 class NotAvailableError(Exception):
-    """An implementation is not installed, or can't do a size. The message is one line."""
+    """A peer is not installed, or does not support a size. The message is one line."""
 
 
 def import_libraries() -> SimpleNamespace:
     """Import timm, torchvision and mmpretrain's backbones, from the environment or from a folder of their own in it.
 
-    In that folder nothing else sees them: there is no torchvision for a torch without CUDA in the registry, so it lacks
-    its operators, and whatever imports it there fails. mmpretrain's multimodal models do not import beside
-    transformers 5.
+    Their folder hides them from everything else: PyPI has no torchvision for a torch without CUDA, so its operators are
+    missing, and libraries that import it fail. mmpretrain's multimodal models do not import with transformers 5.
 
     Raises:
         ImportError: one of them is not installed.
@@ -58,7 +57,7 @@ def build(name: str, arch: str, size: tuple[int, int], window: int, official: st
         nn.Module: an image ``(B, 3, H, W)`` of that size to a sequence of four maps.
 
     Raises:
-        NotAvailableError: it isn't installed, or can't do this.
+        NotAvailableError: it is not installed, or does not support this.
     """
     if name == 'swinv2_mm':
         return SwinTransformerV2(arch, window_size=window, drop_path_rate=0.0)
@@ -69,7 +68,7 @@ def build(name: str, arch: str, size: tuple[int, int], window: int, official: st
 
 
 class Padded(nn.Module):
-    """A backbone that wants whole patches, given an image zero-padded to them."""
+    """A backbone that needs whole patches: it gets the image zero-padded to them."""
 
     def __init__(self, backbone: nn.Module, maps: Callable = tuple):
         super().__init__()
@@ -154,7 +153,7 @@ def _official(arch: Arch, size, window, path):
 
 
 def _arguments(arch, window, drop_path='drop_path_rate'):
-    """What these implementations call by the same names."""
+    """The arguments that have the same names in several peers."""
     names = dict(embed_dim=arch.embed_dims, depths=arch.depths, num_heads=arch.num_heads, window_size=window)
     return {**names, drop_path: 0.0}
 
