@@ -150,12 +150,14 @@ def test_kept_memory_on_cpu_is_what_a_forward_pass_leaves_allocated(tool, half, 
     said = said_to_be_kept(tool, (61, 90), batch, tool.Training(half, 'cpu'), kwargs)
     model = SwinTransformerV2(**kwargs).train()
     image = torch.zeros(batch, kwargs.get('in_channels', 3), 61, 90)
+    model(image)  # index tensors and coordinates are cached, and so not allocated again
     activities = [ProfilerActivity.CPU]
     with profile(activities=activities, profile_memory=True) as profiler, torch.autocast('cpu', enabled=half):
         maps = model(image)
     events = profiler.profiler.kineto_results.events()
     left = sum(event.nbytes() for event in events if event.name() == '[memory]')
-    assert said == pytest.approx(left - sum(x.nbytes for x in maps), rel=0.01)  # blocks share coordinates
+    left -= sum(x.nbytes for x in maps)
+    assert left <= said <= 1.03 * left
 
 
 def saved(model, image, half):

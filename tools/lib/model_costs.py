@@ -197,20 +197,18 @@ def run_step(backbone: SwinTransformerV2, size: tuple[int, int], training: Train
         stage.with_cp = training.with_cp
     with FakeTensorMode(), paths_of_cuda(backbone) if on_cuda else contextlib.nullcontext():
         make_fake(model)
-        image = torch.empty(batch, model.patch_embed.proj.in_channels, *size)
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
-        held = Held(
-            [model.patch_embed, *model.layers], [image, *model.parameters(), *gradients], batch if on_cuda else 1
-        )
+        held = Held([model.patch_embed, *model.layers], [*model.parameters(), *gradients], batch if on_cuda else 1)
         with held:
+            image = torch.empty(batch, model.patch_embed.proj.in_channels, *size)
             with torch.autocast('cpu', torch.bfloat16, enabled=training.half):
                 maps = model(image)
             kept = held.by_part()
             trained = [x for x in maps if x.requires_grad]
             if trained:
                 torch.autograd.backward(trained, [torch.ones_like(x) for x in trained])
-    for i, x in zip(backbone.out_indices, maps):
-        kept[i + 1] -= held.split(x.nbytes)
+    for part, x in zip((0, *(i + 1 for i in backbone.out_indices)), (image, *maps)):
+        kept[part] -= held.split(x.nbytes)
     return np.stack([kept, held.most])
 
 
