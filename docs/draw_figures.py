@@ -135,7 +135,8 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
     axes.add_collection(LineCollection(borders(panel.regions), colors=INK, linewidths=1, linestyles=DASHED))
     axes.add_collection(LineCollection(borders(panel.windows), colors=INK, linewidths=1.8, capstyle='projecting'))
     axes.add_patch(Rectangle((0, 0), width, height, fill=False, edgecolor=INK, linewidth=1.8, clip_on=False))
-    axes.axis('off')
+    axes.set_axis_off()
+    axes.set(xticks=[], yticks=[])
 
 
 def draw_windows() -> Figure:
@@ -299,7 +300,7 @@ def _overlays(folder, name):
 
 def texts(figure: Figure) -> str:
     """All that a figure says, in alphabetical order."""
-    figure.draw_without_rendering()  # which makes the labels of its ticks
+    figure.draw_without_rendering()  # makes the labels of its ticks
     return '\n'.join(sorted({text.get_text() for text in figure.findobj(Text)} - {''}))
 
 
