@@ -173,9 +173,9 @@ def test_a_run_leaves_a_table_its_figures_and_a_plot(tmp_path):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (['--sizes', '800'], "'800' is no image size: write it as 800x1333"),
-        (['--sizes', '0x8'], "'0x8' is no image size: write it as 800x1333"),
-        (['--peers', 'none', 'timm'], '--peers none timm: none goes alone'),
+        (['--sizes', '800'], "invalid image size '800': write it as 800x1333"),
+        (['--sizes', '0x8'], "invalid image size '0x8': write it as 800x1333"),
+        (['--peers', 'none', 'timm'], '--peers none timm: none stands alone'),
         (['--out', 'setup.cfg'], '--out setup.cfg cannot be made a folder: File exists'),
         (['--windows', '0'], "invalid positive number value: '0'"),
         (

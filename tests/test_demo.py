@@ -95,7 +95,7 @@ def test_the_classifier_is_written_as_the_official_repository_would(tool, writte
     assert backbone.pretrained_window_sizes == (4, 4, 4, 2)
 
 
-def test_the_docs_compare_the_biases_of_a_right_and_a_wrong_normaliser(written, capsys):
+def test_the_docs_compare_the_biases_of_a_right_and_a_wrong_pretrained_window(written, capsys):
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/checkpoints.md').read_text(), re.DOTALL)
     (block,) = (block for block in blocks if 'corrcoef' in block)
     file = 'work_dirs/demo/seed_0/swinv2_shapes_patch4_window4_64.pth'
@@ -105,7 +105,7 @@ def test_the_docs_compare_the_biases_of_a_right_and_a_wrong_normaliser(written, 
     right, wrong = names['right'], names['wrong']
     assert right.shape == (27, 15 * 15)
     same = (right == wrong).all(0)
-    assert same.nonzero().tolist() == [[112]]  # offset 0, which no normaliser changes
+    assert same.nonzero().tolist() == [[112]]  # offset 0, which no pretrained window changes
     assert capsys.readouterr().out.count('tensor') == 4
 
 
@@ -193,7 +193,7 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
     assert [call[1] for call in trained] == [demo.DETECTOR, demo.SEGMENTOR] * 3
     assert all(call[call.index('--seed') + 1] == str(seed) for call in trained)
     assert all(f'seed_{seed}' in call[call.index('--work-dir') + 1] for call in trained)
-    folders = [tmp_path / f'seed_{seed}' / start for start in ('transferred', 'from_scratch', 'wrong_normaliser')]
+    folders = [tmp_path / f'seed_{seed}' / start for start in ('transferred', 'from_scratch', 'wrong_window')]
     assert list(filter(None, logs)) == [folder / 'upernet.log' for folder in folders]
     checkpoints = [Path(call[call.index('--checkpoint') + 1]).name for call in trained]
     written = 'swinv2_shapes_patch4_window4_64.pth'
@@ -207,7 +207,7 @@ def test_the_demo_trains_from_each_start(load_tool, tmp_path, monkeypatch, capsy
         assert call[2] == f'{work_dir}/iter_1.pth'
         assert call[4:6] == ('--out', f'{work_dir}/predictions')
         assert ('model.test_cfg.rcnn.nms.class_agnostic=True' in call) == (call[1] == demo.DETECTOR)
-        found = load_tool('infer').find_images([call[3]], call[5])
+        found = load_tool('image_files').find_images([call[3]])
         assert list(found.values()) == [data_root / f'val2017/{name}.jpg' for name in ('05', '10')]
 
 
@@ -239,9 +239,9 @@ import cv2, demo
 encode = cv2.imencode
 cv2.imencode = lambda *args: print('imported before') or encode(*args)
 demo.has_gpu = lambda: {gpu}
-demo.run('draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 1, '--val', 1)
+demo.run('misc/draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 1, '--val', 1)
 assert os.getcwd() == {str(tmp_path)!r} and sys.argv == ['-c']
-demo.run('draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 2)
+demo.run('misc/draw_dataset.py', {str(tmp_path / 'shapes')!r}, '--train', 2)
 """
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert f'$ python tools/misc/draw_dataset.py {tmp_path}/shapes --train 1 --val 1\n' in done.stdout
@@ -268,10 +268,10 @@ cv2.imencode = imencode
 demo.has_gpu = lambda: False
 os.sched_getaffinity = lambda process: range(6)
 out = Path({str(tmp_path)!r})
-draw = lambda name, *flags: ('draw_dataset.py', out / name, '--train', 1, '--val', 1, *flags)
+draw = lambda name, *flags: ('misc/draw_dataset.py', out / name, '--train', 1, '--val', 1, *flags)
 demo.run_side_by_side({{draw('a'): None, draw('b'): out / 'logs/b.log'}})
 print('both done', flush=True)
-long = ('draw_dataset.py', out / 'c', '--train', 100000)
+long = ('misc/draw_dataset.py', out / 'c', '--train', 100000)
 demo.run_side_by_side({{long: None, draw('a', '--seed', 1): out / 'd.log'}})
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=100)

@@ -13,7 +13,7 @@ import pytest
 import test_infer
 
 ROOT = Path(__file__).parents[1]
-TOOLS = sorted(path for path in (ROOT / 'tools').rglob('*.py') if "__name__ == '__main__'" in path.read_text())
+COMMANDS = sorted(path for path in (ROOT / 'tools').rglob('*.py') if "__name__ == '__main__'" in path.read_text())
 WORDS = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 BOTH = pytest.mark.parametrize('number', WORDS, ids=lambda number: number.name)
@@ -68,14 +68,14 @@ def check(ended, tool, number, text=''):
 
 
 @BOTH
-@pytest.mark.parametrize('tool', TOOLS)
+@pytest.mark.parametrize('tool', COMMANDS, ids=lambda path: path.stem)
 def test_a_tool_that_imports_ends_in_one_line(end, tmp_path, tool, number):
     # Python notices a signal between two operations: one that comes right before a long sleep waits for its end.
     busy = 'while True:\n    time.sleep(0.02)\n'
     (tmp_path / 'argparse.py').write_text(f"import time\nprint('importing', flush=True)\n{busy}")
     env = {**ENV, 'PYTHONPATH': str(tmp_path)}
-    code, err = end(number, f'tools/{tool}.py', when='importing', env=env)
-    assert (code, err) == (128 + number, f'{tool}.py: {WORDS[number]}\n')
+    code, err = end(number, tool, when='importing', env=env)
+    assert (code, err) == (128 + number, f'{tool.name}: {WORDS[number]}\n')
 
 
 @BOTH
@@ -130,7 +130,7 @@ def test_workers_end_with_a_tool_that_is_killed(end):
     code = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT / 'tools')!r})
-import ending
+from lib import ending
 def main():
     if not os.fork():
         print('forked', flush=True)
@@ -145,9 +145,10 @@ def test_the_demo_ends_with_the_tools_that_it_runs(end, tmp_path, number, gpu):
     code = f"""import sys
 sys.path.insert(0, 'tools')
 sys.argv = ['demo.py']
-import demo, ending
+import demo
+from lib import ending
 demo.has_gpu = lambda: {gpu}
-draw = lambda name: ('draw_dataset.py', {str(out)!r} + '/' + name, '--train', 100000)
+draw = lambda name: ('misc/draw_dataset.py', {str(out)!r} + '/' + name, '--train', 100000)
 ending.run(lambda: demo.run_side_by_side({{draw('a'): None, draw('b'): demo.Path({str(tmp_path)!r}, 'b.log')}}))"""
     out.mkdir()
 
@@ -201,7 +202,8 @@ def test_a_second_signal_does_not_stop_the_tidying_up(end, tmp_path):
     code = """import sys, time
 sys.path.insert(0, 'tools')
 sys.argv = ['tool.py']
-import ending, signal
+import signal
+from lib import ending
 def main():
     try:
         print('started', flush=True)

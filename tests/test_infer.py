@@ -728,7 +728,9 @@ def test_images_are_found_by_file_folder_and_pattern(infer, tmp_path):
         (tmp_path / path).touch()
 
     def find(*inputs):
-        found = infer.find_images([str(tmp_path / given) for given in inputs], str(tmp_path))
+        found = infer.find_images(
+            [str(tmp_path / given) for given in inputs], [tmp_path / 'overlays', tmp_path / 'labels']
+        )
         assert all(path == tmp_path / path and path.is_file() for path in found.values())
         return list(found)
 
@@ -795,10 +797,10 @@ def test_folders_are_read_once_though_links_lead_to_them_again(infer, tmp_path):
     for link, target in {'loop': '.', 'a/up': '..', 'a/other': '../b', 'b/away': tmp_path / 'elsewhere'}.items():
         (photos / link).symlink_to(target)
     for given in (photos, photos / '**', f'{photos}/**/*.jpg', f'{tmp_path}/ph*/**/*.jpg', f'{tmp_path}/**/photos/**'):
-        found = list(infer.find_images([str(given)], str(tmp_path / 'out')))
+        found = list(infer.find_images([str(given)]))
         assert [Path(name).name for name in found] == ['1.jpg', '4.jpg', '2.jpg'], given
-    assert list(infer.find_images([str(photos)], 'out')) == ['a/1.jpg', 'b/away/4.jpg', 'b/c/2.jpg']
-    assert list(infer.find_images([str(photos / 'loop/b')], 'out')) == ['away/4.jpg', 'c/2.jpg']
+    assert list(infer.find_images([str(photos)])) == ['a/1.jpg', 'b/away/4.jpg', 'b/c/2.jpg']
+    assert list(infer.find_images([str(photos / 'loop/b')])) == ['away/4.jpg', 'c/2.jpg']
 
 
 def test_category_ids_are_those_of_coco(infer):
@@ -832,10 +834,10 @@ def test_ids_are_those_of_the_annotations_where_they_know_them(infer, tmp_path):
     assert list(infer.list_image_ids(['x/1.jpg', 'y/1.jpg'], {}).values()) == [1, 2]
 
     cfg = launch.load_config(DEMO, {'test_dataloader.dataset.data_root': str(tmp_path)})
-    assert infer.read_annotations(cfg) == {}
+    assert infer.read_annotations(infer.test_dataset(cfg)) == {}
     (tmp_path / 'annotations').mkdir()
     (tmp_path / 'annotations' / 'instances_val2017.json').write_text(json.dumps(annotations))
-    assert infer.read_annotations(cfg) == annotations
+    assert infer.read_annotations(infer.test_dataset(cfg)) == annotations
 
 
 def test_boxes_alone_are_results_without_segmentation(infer):
@@ -873,7 +875,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(fails, detector, photos
     options = ('--cfg-options', 'model.backbone.window_size=0')
     assert 'window_size must be ints of at least 1 token' in fails(*detector, photos, '--out', out, *options)
     for device in ('gpu', 'cuda:99'):
-        assert f'--device {device} is not there: ' in fails(*detector, photos, '--out', out, '--device', device)
+        assert f'--device {device} is not available: ' in fails(*detector, photos, '--out', out, '--device', device)
     (tmp_path / 'file').touch()
     for path in ('file', 'file/out'):
         line = fails(*detector, photos / 'a.png', '--out', tmp_path / path)
@@ -938,7 +940,7 @@ PHOTOS = Path(__file__).parents[2] / 'shared' / 'data' / 'coco_tiny'
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f'needs COCO photos in {PHOTOS}')
 def test_ids_of_coco_photos_are_those_of_their_annotations(infer):
     coco = read_json(PHOTOS / 'annotations' / 'instances_val2017.json')
-    images = infer.find_images([str(PHOTOS / 'val2017')], 'out')
+    images = infer.find_images([str(PHOTOS / 'val2017')])
     ids = infer.list_image_ids(list(images), {})
     assert ids == {image['file_name']: image['id'] for image in coco['images']}
     categories = infer.list_categories(DATASETS.get('mmdet.CocoDataset').METAINFO, {})

@@ -24,7 +24,8 @@ SAVING = re.compile(rb'Saving checkpoint at (\d+) iterations')
 
 
 def command(tool, *args):
-    return [sys.executable, str(ROOT / 'tools' / f'{tool}.py'), DEMO, *map(str, args)]
+    (path,) = (ROOT / 'tools').rglob(f'{tool}.py')
+    return [sys.executable, str(path), DEMO, *map(str, args)]
 
 
 def environment():

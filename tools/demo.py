@@ -176,7 +176,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--compare',
         action='store_true',
-        help='also train both from scratch, and with the position bias transferred by a wrong normaliser (three times '
+        help='also train both from scratch, and with a wrong pretrained window for the position bias (three times '
         'as long)',
     )
     return parser.parse_args(argv)
@@ -213,7 +213,7 @@ def main() -> None:
     if args.compare:
         starts['from scratch'] = ('--checkpoint', 'none')
         # 8 is the new window, not the one that the bias was trained with
-        starts['wrong normaliser'] = (
+        starts['wrong window'] = (
             *starts['transferred'],
             '--cfg-options',
             'model.backbone.pretrained_window_sizes=8',

@@ -1,32 +1,32 @@
 """Run a trained detector or segmentor on images. No data set is needed.
 
-DIR gets overlays/, the images with what was found drawn in, and
+DIR gets overlays/, the images with the predictions drawn in, and
 
-  of a detector, instance masks included:
-    predictions.json  COCO results, a list that pycocotools loads with COCO(...).loadRes(...). It does not load an empty
-                      one: where nothing was found, evaluate COCO('image_info.json') in place of what loadRes gives
-    image_info.json   the images and categories of these ids, as COCO publishes them for images without annotations
-  of a segmentor:
-    labels/           PNGs of the images' size whose values are the model's classes, counted from 0, in 8 bits, or in
-                      16 where there are more than 256. Where it was trained with reduce_zero_label, as on ADE20K,
-                      the data set's own values are larger by 1.
+  from a detector, with or without instance masks:
+    predictions.json  COCO results, a list for COCO(...).loadRes(...) of pycocotools. loadRes fails on an empty list: if
+                      nothing was found, evaluate COCO('image_info.json') instead
+    image_info.json   the images and categories with their ids, as COCO publishes them for images without annotations
+  from a segmentor:
+    labels/           PNGs as large as the images, with the classes of the model, counted from 0, in 8 bits, or in 16
+                      if there are more than 256. If the model was trained with reduce_zero_label, as on ADE20K, the
+                      values of the data set are larger by 1.
 
-Images may have any channels and depth that the config's test pipeline loads, as with color_type='unchanged' or with
-imdecode_backend='tifffile'. Overlays show the first three channels as blue, green and red, or, where tifffile or GDAL
-loads them, as red, green and blue; of one or two the first, in grey. Whole numbers from 0 to 255 are shown as they are,
-others scaled: the darkest hundredth of an image is black, the brightest white.
+Images may have any channels and depth that the config's test pipeline loads, for example with color_type='unchanged' or
+imdecode_backend='tifffile'. Overlays show the first three channels as blue, green and red (red, green and blue if
+tifffile or GDAL loads them), or the first of one or two channels in grey. Integers from 0 to 255 are shown as they are.
+Other values are scaled: the darkest hundredth of an image is black, the brightest white.
 
-Ids are those of the config's test annotations where that file is there and lists the classes, or all of the images.
-Else category ids are the official ones for the 80 classes of COCO, and count from 1 for others; an image id is the
-number that is the file's name, as in 000000008193.jpg, or, if not all files have such names, all count from 1.
+Ids are taken from the config's test annotations if that file exists and lists the classes, or all of the images.
+Otherwise the 80 classes of COCO have their official ids, and other classes count from 1; image ids are the numbers in
+the file names, as in 000000008193.jpg, or count from 1 if not all files are named so.
 
-Folders are searched with all folders below them, each once though links may lead to it again, and outputs keep the
-relative paths. Where two images differ in their extension alone (a.jpg, a.png), their outputs carry it (a.jpg.png).
-Names of outputs that would be too long are cut, and end in a hash of the whole name.
+Folders are searched recursively, each once even if links lead to it again, and outputs keep the relative paths. If two
+images differ only in their extension (a.jpg, a.png), their outputs keep it (a.jpg.png). Output names that would be too
+long are cut and end in a hash of the whole name.
 
 An image that can't be read, has more pixels than --max-pixels or fails in the model is skipped and listed at the end,
-and the exit code is 1. What is written is whole at any moment: overlays and labels come one by one, the JSON files anew
-every ten seconds and at the end, also where Ctrl-C, SIGTERM or a full disk is the end.
+and the exit code is 1. Files are always complete: overlays and labels are written one by one, the JSON files every ten
+seconds and at the end, even if Ctrl-C, SIGTERM or a full disk ends the run.
 """
 
 from __future__ import annotations
@@ -34,44 +34,40 @@ from __future__ import annotations
 from lib import ending  # isort: split
 
 import argparse
-import glob
-import hashlib
 import importlib.util
 import json
 import os
 import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from lib.coco_results import coco_results, list_categories, list_image_ids, read_annotations
+from lib.image_files import EXTENSIONS, find_images, output_stems
 from lib.pictures import check_pixels, check_whole, to_picture
 from lib.progress import track
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
-from mmengine.structures import InstanceData
+from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from torch import nn
 
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
+from swinv2_mm.messages import first_line
 from swinv2_mm.writing import check_folder, whole
 
 OVERLAYS, LABELS = 'overlays', 'labels'  # folders of results
-EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
-# The ids of the 80 classes of COCO in the order of mmdet, which knows the names alone.
-COCO_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
-MAX_STEM = 250  # bytes: file systems take names of 255, with the extension
-INTERVAL = 10  # seconds between two writings of all results
+INTERVAL = 10  # seconds between two calls that write all results
 MAX_PIXELS = 50_000_000
-SHARE = 0.1  # of the time, at most, goes into writing them
+SHARE = 0.1  # of the time that writing them takes at most
 
 
 class Prepared(NamedTuple):
@@ -100,14 +96,14 @@ def parse_args(argv=None):
         help='image files, folders and patterns like "photos/**/*.jpg"; in the latter two, files that end in '
         f'{", ".join(EXTENSIONS)}',
     )
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results; it replaces older ones')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results; older ones are replaced')
     parser.add_argument(
         '--batch-size',
         type=int,
         default=1,
         metavar='N',
-        help='put up to N images into a batch, which are neighbours in the order of their names and of equal size, so '
-        'that results do not depend on it (default: 1)',
+        help='put up to N images into a batch: neighbours in the order of names and equal in size, so that results do '
+        'not depend on it (default: 1)',
     )
     parser.add_argument('--device', help='for example cpu or cuda:1 (default: cuda if there is a GPU, else cpu)')
     parser.add_argument(
@@ -115,15 +111,15 @@ def parse_args(argv=None):
         type=float,
         default=0.3,
         metavar='SCORE',
-        help='leave out detections below it, in overlays and in predictions.json alike; for evaluation pass 0 '
-        '(default: 0.3; nothing to a segmentor)',
+        help='leave out detections with lower scores, in overlays and in predictions.json; pass 0 for evaluation '
+        '(default: 0.3; no effect on a segmentor)',
     )
     parser.add_argument(
         '--max-pixels',
         type=int,
         metavar='N',
-        help=f'skip images of more, for memory (default: {MAX_PIXELS}, and to a segmentor, which takes four bytes for '
-        'each pixel and class, as many as take a quarter of the memory; OpenCV reads up to 2**30)',
+        help=f'skip images with more pixels, to save memory (default: {MAX_PIXELS}; for a segmentor, which needs four '
+        'bytes per pixel and class, at most a quarter of the memory; OpenCV reads up to 2**30)',
     )
     parser.add_argument(
         '--cfg-options',
@@ -136,7 +132,7 @@ def parse_args(argv=None):
 
 
 def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
-    """What the flags ask for, checked.
+    """Check the flags, and find what they ask for.
 
     Returns:
         tuple: the config, the images by name and the classes and palette of the checkpoint.
@@ -161,11 +157,11 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
     meta = class_meta(cfg, read_checkpoint(args.checkpoint))
     if args.max_pixels is None:
         args.max_pixels = pixels_that_fit(cfg, len(meta['classes']), args.device)
-    return cfg, find_images(args.images, args.out), meta
+    return cfg, find_images(args.images, [f'{args.out}/{OVERLAYS}', f'{args.out}/{LABELS}']), meta
 
 
 def pixels_that_fit(cfg: Config, classes: int, device: str) -> int:
-    """How many pixels an image may have: a segmentor has a score of each for every class, in the image's own size."""
+    """Limit the pixels of an image: a segmentor holds a score for each pixel and class, at the size of the image."""
     if cfg.default_scope == 'mmdet':
         return MAX_PIXELS
     if torch.device(device).type == 'cuda':
@@ -176,12 +172,11 @@ def pixels_that_fit(cfg: Config, classes: int, device: str) -> int:
 
 
 def check_device(device: str) -> None:
-    """Check by use that PyTorch has the device."""
+    """Check that PyTorch can use the device."""
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).split('\n')[0]
-        raise ValueError(f'--device {device} is not there: {reason}') from error
+        raise ValueError(f'--device {device} is not available: {first_line(error)}') from error
 
 
 def check_supported(cfg: Config, path: str) -> None:
@@ -205,7 +200,7 @@ def test_dataset(cfg: Config) -> ConfigDict:
 
 
 def class_meta(cfg: Config, checkpoint: dict) -> dict:
-    """The classes and the palette of what the model was trained on, or else of the config's test data set."""
+    """Get the classes and palette that the model was trained with, or else those of the config's test data set."""
     meta = checkpoint.get('meta') or {}
     saved = (meta.get('dataset_meta') or {}) if isinstance(meta, dict) else meta
     classes = saved.get('classes', ()) if isinstance(saved, dict) else None
@@ -217,69 +212,6 @@ def class_meta(cfg: Config, checkpoint: dict) -> dict:
     return {**DATASETS.build(dataset).metainfo, **saved}
 
 
-def find_images(inputs: Sequence[str], out: str) -> dict[str, Path]:
-    """Find images.
-
-    Args:
-        inputs (Sequence[str]): files, folders and patterns.
-        out (str): folder of the results; the pictures of an earlier run in it are left out.
-
-    Returns:
-        dict: paths by name, in the order of the names. A name is the path relative to the folder of all inputs.
-
-    Raises:
-        ValueError: there is none under one of the inputs.
-    """
-    found, roots = set(), set()
-    for given in inputs:
-        if os.path.isfile(given):
-            paths = [given]  # whatever its extension
-        else:
-            pattern = os.path.join(glob.escape(given), '**') if os.path.isdir(given) else given
-            paths = [path for path in expand(pattern) if is_image(path, out)]
-        if not paths:
-            raise ValueError(
-                f'no image at {given}: no such file, and no file there that ends in {", ".join(EXTENSIONS)}'
-            )
-        paths = [os.path.abspath(path) for path in paths]
-        found.update(paths)
-        roots.update([os.path.abspath(given)] if os.path.isdir(given) else map(os.path.dirname, paths))
-    root = os.path.commonpath(roots)
-    return {name: Path(root, name) for name in sorted(os.path.relpath(path, root) for path in found)}
-
-
-def expand(pattern: str) -> list[str]:
-    """The paths that match a pattern, as by a recursive `glob`, but ``**`` reads each folder once."""
-    match = re.fullmatch(r'((?:.*?/)?)\*\*(?:/+(.*))?', pattern, re.DOTALL)
-    if not match:
-        return glob.glob(pattern)
-    head, tail = match[1], match[2] or '*'
-    tops = glob.glob(head) if head else ['']
-    return [path for top in tops for folder in folders(top) for path in expand(os.path.join(glob.escape(folder), tail))]
-
-
-def folders(top: str) -> Iterator[str]:
-    """A folder and all below it that are not hidden, each once; those that only links lead to come last."""
-    seen, tops = set(), [top or '.']
-    for start in tops:  # grows
-        for folder, below, _ in os.walk(start):
-            real = os.path.realpath(folder)
-            if real in seen:
-                below.clear()
-                continue
-            seen.add(real)
-            below[:] = [name for name in sorted(below) if name[0] != '.']
-            tops += filter(os.path.islink, (os.path.join(folder, name) for name in below))
-            yield folder
-
-
-def is_image(path: str, out: str) -> bool:
-    """Whether the path is of a file that looks like an image and is no result of an earlier run into ``out``."""
-    looks_so = path.lower().endswith(EXTENSIONS) and os.path.isfile(path)
-    results = [Path(out, folder).resolve() for folder in (OVERLAYS, LABELS)]
-    return looks_so and not any(folder in Path(path).resolve().parents for folder in results)
-
-
 def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     """The model of a config with all weights of a checkpoint, ready for inference."""
     model = MODELS.build(cfg.model)
@@ -288,14 +220,14 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
 
 
 def build_pipeline(cfg: Config) -> tuple[Compose, Compose]:
-    """The step of the test pipeline that loads an image, and those after it, less its annotations."""
+    """Build the step of the test pipeline that loads an image, and those after it, without annotations."""
     steps = [step for step in test_dataset(cfg).pipeline if 'Annotation' not in str(step.type)]
     if steps[0].get('imdecode_backend') == 'tifffile' and not importlib.util.find_spec('tifffile'):
         raise ValueError("imdecode_backend='tifffile' needs a package: pip install tifffile")
     try:
         return Compose(steps[:1]), Compose(steps[1:])
     except Exception as error:  # each transform has its own
-        raise ValueError(f'the test pipeline of {cfg.filename} cannot be built: {describe(error)}') from error
+        raise ValueError(f'the test pipeline of {cfg.filename} cannot be built: {first_line(error)}') from error
 
 
 def read_images(images: dict[str, Path], cfg: Config, max_pixels: int, skipped: dict[Path, str]) -> Iterator[Prepared]:
@@ -321,19 +253,14 @@ def read_images(images: dict[str, Path], cfg: Config, max_pixels: int, skipped: 
             data = transform(loaded)
             prepared = Prepared(name, path, picture, data, (picture.shape, data['inputs'].shape))
         except Exception as error:  # decoders raise all kinds
-            skipped[path] = failing + describe(error)
+            skipped[path] = failing + first_line(error)
         else:
             yield prepared
 
 
 def keeps_order(loader: ConfigDict) -> bool:
-    """Whether a loader leaves the channels in the order of the file; others give BGR."""
+    """Whether a loader keeps the order of channels of the file; others give BGR."""
     return loader.get('imdecode_backend') == 'tifffile' or 'RSImage' in str(loader.type)
-
-
-def describe(error: Exception) -> str:
-    """The reason that an error gives, in a line."""
-    return str(error).strip().split('\n')[0] or type(error).__name__
 
 
 def batches(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
@@ -351,83 +278,6 @@ def batches(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
         yield batch
 
 
-def output_stems(names: Iterable[str]) -> dict[str, str]:
-    """Names of outputs less their extension: that of the image, unless another image has the same without it."""
-    stems = {name: os.path.splitext(name)[0] for name in names}
-    counts = Counter([*stems.values(), *stems])  # a.jpg.png must not take what a.jpg gets beside a.png
-    return {name: shorten(stem if counts[stem] == 1 else name) for name, stem in stems.items()}
-
-
-def shorten(stem: str) -> str:
-    """A path whose last part a file system takes with any extension of ours: else cut, and unique by a hash."""
-    folder, name = os.path.split(stem)
-    if len(os.fsencode(name)) <= MAX_STEM:
-        return stem
-    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    cut = os.fsencode(name)[: MAX_STEM - 17].decode(errors='ignore')  # no part of a letter
-    return os.path.join(folder, f'{cut}-{digest}')
-
-
-def read_annotations(cfg: Config) -> dict:
-    """The test annotations of a config, {} where they are not there or not in COCO's format."""
-    dataset = test_dataset(cfg)
-    try:
-        text = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '').read_text()
-        annotations = json.loads(text)
-    except (OSError, ValueError):
-        return {}
-    return annotations if isinstance(annotations, dict) else {}
-
-
-def list_categories(meta: dict, annotations: dict) -> list[dict]:
-    """The COCO category, id and name, of each label of a detector."""
-    names = list(meta.get('thing_classes') or meta['classes'])  # of a panoptic data set, or of any other
-    known = [category for category in annotations.get('categories', []) if category['name'] in names]
-    if len(known) == len(names):  # labels count in the order of the annotations, as in mmdet's CocoDataset
-        return [{'id': category['id'], 'name': category['name']} for category in known]
-    is_coco = names == list(DATASETS.get('mmdet.CocoDataset').METAINFO['classes'])
-    ids = COCO_IDS if is_coco else range(1, len(names) + 1)
-    return [{'id': i, 'name': name} for i, name in zip(ids, names)]
-
-
-def list_image_ids(names: Sequence[str], annotations: dict) -> dict[str, int]:
-    """The COCO id of each image: of the annotations, or the number that is its name, or counted from 1."""
-    known = {image['file_name']: image['id'] for image in annotations.get('images', [])}
-    stems = [Path(name).stem for name in names]
-    for ids in ([known.get(name) for name in names], [int(stem) if stem.isdecimal() else None for stem in stems]):
-        if None not in ids and len(set(ids)) == len(ids):
-            return dict(zip(names, ids))
-    return {name: i for i, name in enumerate(names, 1)}
-
-
-def coco_results(instances: InstanceData, image_id: int, categories: list[dict]) -> list[dict]:
-    """Detections in COCO's format for results.
-
-    Args:
-        instances (InstanceData): of N objects ``bboxes``, (N, 4), x1, y1, x2, y2 in pixels, ``scores`` and ``labels``,
-            (N,), and maybe ``masks``, (N, H, W), bool.
-        image_id (int): id of the image.
-        categories (list): by label.
-    """
-    from mmdet.structures.mask import encode_mask_results  # a segmentor does without mmdet
-
-    results = [
-        {
-            'image_id': image_id,
-            'category_id': categories[label]['id'],
-            'bbox': [x1, y1, x2 - x1, y2 - y1],
-            'score': score,
-        }
-        for (x1, y1, x2, y2), score, label in zip(
-            instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist()
-        )
-    ]
-    if 'masks' in instances:
-        for result, rle in zip(results, encode_mask_results(instances.masks.numpy())):
-            result['segmentation'] = {'size': rle['size'], 'counts': rle['counts'].decode('ascii')}
-    return results
-
-
 def encode_labels(labels: torch.Tensor, classes: int) -> bytes:
     """A PNG of (H, W) labels, of 8 bits, or of 16 if there are more than 256 classes."""
     dtype = np.uint8 if classes <= 256 else np.uint16
@@ -435,7 +285,7 @@ def encode_labels(labels: torch.Tensor, classes: int) -> bytes:
 
 
 def predict(model: nn.Module, batch: list[Prepared], skipped: dict[Path, str]) -> list[tuple]:
-    """The images of a batch with what the model finds in them; if it fails, it gets them one by one.
+    """Predict a batch of images. If the model fails on it, they are tried one by one.
 
     Args:
         model (nn.Module): a detector or segmentor.
@@ -450,7 +300,7 @@ def predict(model: nn.Module, batch: list[Prepared], skipped: dict[Path, str]) -
         return list(zip(batch, samples))
     except Exception as error:  # such as out of memory
         if len(batch) == 1:
-            skipped[batch[0].path] = f'the model fails: {describe(error)}'
+            skipped[batch[0].path] = f'the model fails: {first_line(error)}'
             return []
     return [pair for item in batch for pair in predict(model, [item], skipped)]
 
@@ -478,6 +328,64 @@ def build_visualizer(cfg: Config, meta: dict) -> Visualizer:
     return visualizer
 
 
+class Results:
+    """What is written: pictures and label maps one by one, the JSON files of a detector when `save` is called.
+
+    Args:
+        cfg (Config): the config.
+        images (dict): paths by name.
+        meta (dict): classes and palette.
+        out (Path): the folder.
+        score_thr (float): detections below it are left out.
+    """
+
+    def __init__(self, cfg: Config, images: dict[str, Path], meta: dict, out: Path, score_thr: float):
+        self.out, self.score_thr, self.num_classes = out, score_thr, len(meta['classes'])
+        self.stems = output_stems(images)
+        self.visualizer = build_visualizer(cfg, meta)
+        self.is_detector = cfg.default_scope == 'mmdet'
+        if self.is_detector:
+            annotations = read_annotations(test_dataset(cfg))
+            self.categories, self.image_ids = list_categories(meta, annotations), list_image_ids([*images], annotations)
+        self.done = []  # of each image of a detector its entry and its predictions
+        self._due = time.monotonic() + INTERVAL
+
+    def add(self, name: str, picture: np.ndarray, sample: BaseDataElement) -> None:
+        """Draw what is found in an image. Write labels; keep detections until `save`."""
+        if self.is_detector:
+            instances = sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= self.score_thr]
+        self._draw(name, picture, sample)
+        if self.is_detector:
+            height, width = picture.shape[:2]
+            image = {'id': self.image_ids[name], 'file_name': name, 'width': width, 'height': height}
+            self.done.append((image, coco_results(instances, image['id'], self.categories)))
+        else:
+            with whole(self.out / LABELS / f'{self.stems[name]}.png') as partial:
+                partial.write_bytes(encode_labels(sample.pred_sem_seg.data[0], self.num_classes))
+
+    def _draw(self, name, picture, sample):
+        threshold = {'pred_score_thr': -1} if self.is_detector else {}  # draw all that is left
+        extension = Path(name).suffix if name.lower().endswith(('.jpg', '.jpeg')) else '.png'
+        with whole(self.out / OVERLAYS / f'{self.stems[name]}{extension}') as partial:
+            # as NumPy arrays: mmseg takes a tensor of 1 x 1 labels for an index
+            self.visualizer.add_datasample(
+                name, picture, sample.numpy(), draw_gt=False, out_file=str(partial), **threshold
+            )
+
+    def save(self) -> None:
+        """Write the JSON files of a detector."""
+        if self.is_detector:
+            write_results(self.out, self.done, self.categories)
+
+    def save_when_due(self) -> None:
+        """Call `save` every ten seconds, in a tenth of the time at most."""
+        started = time.monotonic()
+        if started >= self._due:
+            self.save()
+            ended = time.monotonic()
+            self._due = ended + max(INTERVAL, (ended - started) / SHARE)
+
+
 @torch.no_grad()
 def infer(
     model: nn.Module, cfg: Config, images: dict[str, Path], meta: dict, args: argparse.Namespace
@@ -490,58 +398,27 @@ def infer(
     Raises:
         OSError: a file can't be written; its ``filename`` is the path.
     """
-    out, stems, skipped, done = Path(args.out), output_stems(images), {}, []
-    is_detector = cfg.default_scope == 'mmdet'
-    if is_detector:
-        annotations = read_annotations(cfg)
-        categories, image_ids = list_categories(meta, annotations), list_image_ids(list(images), annotations)
-    visualizer = build_visualizer(cfg, meta)
-    threshold = {'pred_score_thr': -1} if is_detector else {}  # all that is left is drawn
-
-    def write(name, picture, sample):
-        """Draw what is found in an image. Write labels; keep detections in ``done``."""
-        if is_detector:
-            instances = sample.pred_instances
-            sample.pred_instances = instances[instances.scores >= args.score_thr]
-        extension = Path(name).suffix if name.lower().endswith(('.jpg', '.jpeg')) else '.png'
-        with whole(out / OVERLAYS / f'{stems[name]}{extension}') as partial:
-            # in NumPy's arrays: mmseg takes a tensor of 1 x 1 labels for an index
-            visualizer.add_datasample(name, picture, sample.numpy(), draw_gt=False, out_file=str(partial), **threshold)
-        if is_detector:
-            height, width = picture.shape[:2]
-            image = {'id': image_ids[name], 'file_name': name, 'width': width, 'height': height}
-            done.append((image, coco_results(sample.pred_instances, image_ids[name], categories)))
-        else:
-            labels = sample.pred_sem_seg.data[0]  # (H, W)
-            with whole(out / LABELS / f'{stems[name]}.png') as partial:
-                partial.write_bytes(encode_labels(labels, len(meta['classes'])))
-
-    due = time.monotonic() + INTERVAL
+    results, skipped = Results(cfg, images, meta, Path(args.out), args.score_thr), {}
     try:
         for batch in batches(read_images(images, cfg, args.max_pixels, skipped), args.batch_size):
             for item, sample in predict(model, batch, skipped):
                 try:
-                    write(item.name, item.picture, sample.cpu())
+                    results.add(item.name, item.picture, sample.cpu())
                 except OSError:
                     raise
                 except Exception as error:  # such as out of memory
-                    skipped[item.path] = describe(error)
-            if is_detector and time.monotonic() >= due:
-                started = time.monotonic()
-                write_results(out, done, categories)
-                ended = time.monotonic()
-                due = ended + max(INTERVAL, (ended - started) / SHARE)
+                    skipped[item.path] = first_line(error)
+            results.save_when_due()
     except BaseException:  # also a signal
-        if done:  # else results of an earlier run stay
-            write_results(out, done, categories)
+        if results.done:  # else results of an earlier run stay
+            results.save()
         raise
-    if is_detector:
-        write_results(out, done, categories)
-        if not any(found for _, found in done):
-            print(
-                f'nothing scores {args.score_thr} or more: predictions.json is an empty list, which pycocotools does '
-                "not load; evaluate COCO('image_info.json') in its place"
-            )
+    results.save()
+    if results.is_detector and not any(found for _, found in results.done):
+        print(
+            f'nothing scores {args.score_thr} or more: predictions.json is an empty list, which pycocotools does not '
+            "load; evaluate COCO('image_info.json') in its place"
+        )
     return skipped
 
 

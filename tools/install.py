@@ -1,7 +1,6 @@
 """Install what the commands of the README need: into the active virtual environment, or else into `.venv`.
 
-The tools call `ensure_environment()` before anything is installed, so this file needs the standard library and pip
-alone. `setup.cfg` pins the versions.
+`setup.cfg` pins the versions. Tools call `ensure_environment()` first, so this needs only the standard library and pip.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import argparse
 import configparser
 import contextlib
 import functools
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -22,13 +20,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import Distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib import machine
 
 if TYPE_CHECKING:
+    from importlib.metadata import Distribution
+
     from pip._vendor.packaging.requirements import Requirement
 
     Pins = dict[str, list[Requirement]]  # by extra
@@ -64,7 +63,7 @@ say = functools.partial(print, flush=True)
 
 
 def stop_on(problem: str | None) -> None:
-    """End the program with one line, the cause and the cure, if there is a problem."""
+    """If there is a problem, end the program with one line: the cause and the cure."""
     if problem:
         print(f'error: {problem}', file=sys.stderr)
         sys.exit(2)
@@ -82,12 +81,14 @@ def read_pins() -> Pins:
 
 def find_installed(pins: Pins, folders: list[str] | None = None) -> Found:
     """Find the distributions that the pins name, and all builds of OpenCV, in folders (default: the environment)."""
+    from importlib.metadata import distributions  # Python 3.7 has no such module, and must get to its error message
+
     if folders is None:  # isolated (-I): without PYTHONPATH, the working directory and the user's own packages
         command = [sys.executable, '-I', '-c', 'import sys; print(*sys.path, sep="\\n")']
         folders = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     importlib.invalidate_caches()
     names = {*OTHER_OPENCVS, *(requirement.name for extra in pins.values() for requirement in extra)}
-    found = {name: next(iter(importlib.metadata.distributions(name=name, path=folders)), None) for name in names}
+    found = {name: next(iter(distributions(name=name, path=folders)), None) for name in names}
     return {name: distribution for name, distribution in found.items() if distribution and distribution.version}
 
 
@@ -215,6 +216,7 @@ def complete(stack: str | None) -> bool:
     if missing([mmcv], found):
         stop_on(machine.find_problem(Path(sys.prefix), SIZE - ('torch' in found)))  # which takes 1 GB
         say(f'{mmcv} compiles for about 7 minutes on two cores, longer with CUDA, unless pip has a wheel of it')
+    say(f'Installing the {stack} stack into {sys.prefix}; the install.log there has all that pip and the compiler say')
     for number, (lacking, arguments) in enumerate(steps.items(), 1):
         say(f'[{number}/{len(steps)}] {lacking}')
         pip_install(*arguments)
@@ -243,8 +245,7 @@ def ensure_environment(stack: str | None = None) -> None:
     can't be completed, it prints one line with the cause and the cure, and exits with code 2.
 
     Args:
-        stack (str, optional): upstream or onedl. Default: the environment variable SWINV2_MM_STACK, else the stack that
-            is installed, else upstream.
+        stack (str, optional): upstream or onedl. Default: ``$SWINV2_MM_STACK``, else what is installed, else upstream.
     """
     stack = stack or os.environ.get('SWINV2_MM_STACK') or None
     if stack not in (None, *STACKS):

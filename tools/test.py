@@ -9,13 +9,11 @@ import pickle
 import sys
 from pathlib import Path
 
+from lib.opening import check_config, check_data_contents, errors_in_one_line, read_config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from swinv2_mm.checkpoints.files import read_checkpoint
-from swinv2_mm.checks.data import check_contents
-from swinv2_mm.checks.options import check_arguments
-from swinv2_mm.checks.settings import check_settings
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.runner import runner_class
 from swinv2_mm.writing import check_file, check_folder, whole
@@ -44,27 +42,20 @@ def parse_args(argv=None):
 
 
 def prepare(args):
-    """The config that the flags ask for, checked.
+    """Make the config that the flags ask for, and check it.
 
     Raises:
         ValueError: a flag, the config, the data or the checkpoint is wrong; the message says what to do.
     """
-    cfg = launch.load_config(args.config, args.cfg_options)
-    runner_class(cfg, Runner)  # refuses those of other kinds
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    if args.data_root:
-        launch.set_data_root(cfg, args.data_root)
+    cfg = read_config(args, Runner)
     cfg.load_from, cfg.resume = None, False  # the checkpoint named is the one tested
     launch.drop_initial_weights(cfg)
-    check_arguments(cfg, args.cfg_options)
-    check_settings(cfg, ('test',))
-    launch.check_data(cfg, ('test',))
+    check_config(cfg, args, ('test',))
     backbones = launch.check_backbone(cfg)
     if args.window_size:
         launch.set_window_size(backbones, args.window_size)
     read_checkpoint(args.checkpoint)  # a file that can't be read shows before data and model are built
-    if not args.skip_data_checks:
-        check_contents(cfg, ('test',))
+    check_data_contents(cfg, args, ('test',))
     if args.out:
         dump_predictions(cfg, args.out)
     if args.show_dir:
@@ -88,7 +79,7 @@ def dump_predictions(cfg, path):
 
 
 def keep_predictions(runner):
-    """Have the metric that writes predictions leave that to us: it would do so before any metric is logged.
+    """Collect the predictions here: the metric that writes them would do so before any metric is logged.
 
     Returns:
         list: gets the predictions, in the main process.
@@ -99,10 +90,10 @@ def keep_predictions(runner):
 
 
 def write_pictures(runner, folder):
-    """Have the host's visualization hook write its pictures to a folder, until one can't be written.
+    """Make the host's visualization hook write its pictures to a folder, until one can't be written.
 
     Returns:
-        list: gets that problem, in words.
+        list: the problem goes there, as text.
     """
     problems, draw = [], runner.visualizer.add_datasample
     suffix = '.png' if runner.cfg.default_scope == 'mmseg' else None  # else that of the image
@@ -126,7 +117,7 @@ def unwritten(error):
 
 
 def full_disk(error, work_dir):
-    """Say that the work dir, where mmengine writes, is full; raise any other error again."""
+    """Say that the work dir, where mmengine writes, is full. Any other error is raised again."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise error
     return f'{work_dir} cannot be written: {error.strerror}'
@@ -136,13 +127,12 @@ def main():
     args = parse_args()
     logging.raiseExceptions = False  # of a log that can't be written
     try:
-        cfg = prepare(args)
-        runner = runner_class(cfg, Runner).from_cfg(cfg)
-        model = launch.load_weights(runner.model, args.checkpoint)
-        if args.window_size:
-            launch.set_window_size(model, args.window_size)
-    except ValueError as error:
-        sys.exit(launch.bad_input(error))
+        with errors_in_one_line():
+            cfg = prepare(args)
+            runner = runner_class(cfg, Runner).from_cfg(cfg)
+            model = launch.load_weights(runner.model, args.checkpoint)
+            if args.window_size:
+                launch.set_window_size(model, args.window_size)
     except OSError as error:
         sys.exit(launch.bad_input(full_disk(error, args.work_dir or 'the work dir')))
     predictions = keep_predictions(runner) if args.out else []

@@ -4,13 +4,11 @@ from lib import ending  # isort: split
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
+from lib.opening import check_config, check_data_contents, errors_in_one_line, read_config
+
 from swinv2_mm import CheckpointError
-from swinv2_mm.checks.data import check_contents
-from swinv2_mm.checks.options import check_arguments
-from swinv2_mm.checks.settings import check_settings
 from swinv2_mm.engine import launch, run_folder
 from swinv2_mm.engine.amp import BFloat16OptimWrapper, feature_extractors
 from swinv2_mm.engine.runner import runner_class
@@ -39,16 +37,12 @@ def parse_args(argv=None):
 
 
 def prepare(args):
-    """The config that the flags ask for, checked.
+    """Make the config that the flags ask for, and check it.
 
     Raises:
         ValueError: a flag, the config, the data or a checkpoint is wrong; the message says what to do.
     """
-    cfg = launch.load_config(args.config, args.cfg_options)
-    runner_class(cfg)  # refuses those of other kinds
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    if args.data_root:
-        launch.set_data_root(cfg, args.data_root)
+    cfg = read_config(args)
     if args.prefix and (args.checkpoint or 'none').lower() == 'none':
         raise ValueError(f'--prefix {args.prefix} chooses a backbone in the file of --checkpoint: pass that too')
     if args.checkpoint:
@@ -58,39 +52,30 @@ def prepare(args):
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=args.seed)
     splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
-    check_arguments(cfg, args.cfg_options)
-    check_settings(cfg, splits)
-    launch.check_data(cfg, splits)
+    check_config(cfg, args, splits)
     launch.init_distributed(cfg, args.launcher)
     if args.resume:
         cfg.load_from = run_folder.find_resume(cfg.work_dir, args.resume)
         cfg.resume = True
         launch.drop_initial_weights(cfg)  # the checkpoint brings all weights
     launch.check_backbone(cfg)
-    if not args.skip_data_checks:
-        check_contents(cfg, splits)
+    check_data_contents(cfg, args, splits)
     return cfg
 
 
 def main():
     args = parse_args()
-    try:
+    logging.raiseExceptions = False  # where a log can't be written, the error that ends the run says why
+    with errors_in_one_line():
         cfg = prepare(args)
         run_folder.lock_work_dir(cfg.work_dir)
-    except ValueError as error:
-        sys.exit(launch.bad_input(error))
-    logging.raiseExceptions = False  # where a log can't be written, the error that ends the run says why
-    try:
         runner = runner_class(cfg).from_cfg(cfg)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         if isinstance(runner.optim_wrapper, BFloat16OptimWrapper):
             feature_extractors(runner.model)
-    except ValueError as error:
-        sys.exit(launch.bad_input(error))
     try:
-        runner.train()
-    except CheckpointError as error:
-        sys.exit(launch.bad_input(error))
+        with errors_in_one_line(CheckpointError):
+            runner.train()
     except KeyboardInterrupt as end:
         if any(Path(cfg.work_dir).glob('*.pth')):
             end.args = ('continue with --resume',)

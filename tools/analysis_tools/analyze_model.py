@@ -1,8 +1,8 @@
-"""Parameters, FLOPs and training memory of a backbone, stage by stage, by calculation: it is built without memory.
+"""Show the parameters, FLOPs and training memory of a backbone, stage by stage, without allocating it.
 
-FLOPs are multiply-adds; one counts as one, as in papers. Counted are linear layers, the two products of attention, and
-norms with one per value, as the official `flops()` does; not the position MLPs, as there. Stage i is layers[i], its
-blocks and the patch merging after them, with its output norm. The backbone has no classifier.
+FLOPs are multiply-adds, as in papers. As in the official `flops()`, linear layers, the two products of attention and
+norms (one per value) count, and position MLPs do not. Stage i is layers[i] (its blocks and the patch merging after
+them) and its output norm. The backbone has no classifier.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import ending  # isort: split
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -30,12 +29,11 @@ GIB, MIB = 2**30, 2**20
 
 EPILOG = """\
 memory:
-  What autograd keeps for the backward pass, without the parameters. On cuda attention is that of ops/sdpa.py through
-  the memory-efficient kernel, on cpu that of ops/flash_cpu.py. bf16 is autocast: parameters, the residual stream and
-  norms stay in float32. For cuda this follows from what PyTorch's operators save. On an H200 the peaks of a small
-  model were up to 2 percent above it, by workspaces of kernels, and up to 4 with the rounding of PyTorch's allocator.
-  The largest batch is for the backbone alone. Not counted: neck, head, losses, the CUDA context, workspaces of
-  kernels, temporaries of the optimizer, fragmentation. Leave room for them.
+  Measured in a training step on fake tensors, which have shapes but no memory. On cuda attention is that of ops/sdpa.py
+  through the memory-efficient kernel, on cpu that of ops/flash_cpu.py. bf16 is autocast: parameters, the residual
+  stream and norms stay in float32. The largest batch is for the backbone alone. Not counted: neck, head, losses, the
+  CUDA context, workspaces of kernels, temporaries of the optimizer, fragmentation and rounding of the allocator. Leave
+  room for them.
 
 example: python tools/analysis_tools/analyze_model.py tiny --size 800 1333 --window-size 16 --dtype bf16 --memory 16 24
          python tools/analysis_tools/analyze_model.py configs/mask_rcnn_swinv2.py --size 1024
@@ -57,19 +55,25 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG
     )
     parser.add_argument(
-        'model', metavar='ARCH_OR_CONFIG', help=f'{", ".join(ARCHS)}, or a config whose model.backbone is meant'
+        'model', metavar='ARCH_OR_CONFIG', help=f'{", ".join(ARCHS)}, or a config, of which model.backbone is taken'
     )
     parser.add_argument(
         '--size', nargs='+', type=int, required=True, metavar='N', help='image in pixels: height and width, or one side'
     )
     parser.add_argument(
-        '--window-size', nargs='+', type=int, metavar='N', help='in tokens, one or one per stage (default: its own)'
+        '--window-size',
+        nargs='+',
+        type=int,
+        metavar='N',
+        help="in tokens, one for all stages or one per stage (default: the model's)",
     )
-    parser.add_argument('--dtype', choices=('fp32', 'bf16'), default='fp32', help='of training; bf16 is autocast')
+    parser.add_argument(
+        '--dtype', choices=('fp32', 'bf16'), default='fp32', help='precision of training; bf16 is autocast'
+    )
     parser.add_argument('--with-cp', action='store_true', help='activation checkpointing of every block')
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda', help='where it trains (default: cuda)')
     parser.add_argument(
-        '--memory', nargs='+', type=float, default=[], metavar='GIB', help='also the largest batch that fits'
+        '--memory', nargs='+', type=float, default=[], metavar='GIB', help='also find the largest batch that fits'
     )
     return parser.parse_args(argv)
 
@@ -79,11 +83,11 @@ def build(model: str, window_size: Sequence[int] | None = None, with_cp: bool = 
 
     Args:
         model (str): the name of an architecture, or the path of a config.
-        window_size (Sequence[int], optional): one or one per stage, in place of its own.
-        with_cp (bool): whether to checkpoint activations, even if the config does not.
+        window_size (Sequence[int], optional): in tokens, one for all stages or one per stage, instead of its own.
+        with_cp (bool): turn activation checkpointing on, whatever the config says.
 
     Raises:
-        ValueError: there is no such model, it is another backbone, or its arguments are wrong.
+        ValueError: there is no such model, it has another backbone, or an argument is invalid.
     """
     if model in ARCHS:
         cfg = Config(dict(model=dict(backbone=dict(type='SwinTransformerV2', arch=model))))
@@ -105,7 +109,7 @@ def build(model: str, window_size: Sequence[int] | None = None, with_cp: bool = 
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows and their total, aligned."""
+    """Align the rows and their total as text."""
     cost = total(row.cost for row in rows)
     lines = [HEADER, *map(cells, rows), ('total', '', '', '', '', '', '', *cells_of_cost(cost))]
     widths = [max(map(len, column)) for column in zip(*lines)]
@@ -118,16 +122,14 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A line of the table; windows are those of even blocks and, if there are any, of odd ones."""
-    windows = [
-        f'{sum(group.count for group in groups)} ({len(groups)})' for groups in row.groups[: min(len(row.blocks), 2)]
-    ]
-    heads = [str(len(row.blocks)), str(row.blocks[0].attn.num_heads), str(row.window)] if row.blocks else [''] * 3
+    """Format a row of the table, with the windows of even blocks and of odd blocks, if there are any."""
+    windows = [f'{sum(group.count for group in groups)} ({len(groups)})' for groups in row.groups]
+    blocks = (row.depth, row.heads, row.window) if row.depth else ('', '', '')
     return (
         row.name,
         f'{row.height}x{row.width}',
         str(row.channels),
-        *heads,
+        *map(str, blocks),
         ' / '.join(windows),
         *cells_of_cost(row.cost),
     )
@@ -139,15 +141,15 @@ def cells_of_cost(cost: Cost) -> tuple[str, ...]:
 
 
 def describe_batch(rows: Sequence[Row], memory: float) -> str:
-    """The largest batch that fits so many GiB, and the parts of the sum."""
+    """Describe the largest batch that fits so many GiB, and what takes the memory."""
     batch = largest_batch(rows, int(memory * GIB))
     held, more = peak(rows, max(batch, 1)), peak(rows, batch + 1)
     needed = f'{batch + 1} would take {more.total / GIB:.2f} GiB'
     parts = [
         (held.parameters, "parameters, gradients and AdamW's two moments"),
-        (held.outputs, 'maps that it returns, and their gradients'),
-        (held.kept, f'kept when the backward pass is at {held.stage}, where most is held'),
-        (held.working, 'at most for what a block there needs for a while'),
+        (held.outputs, 'output maps and their gradients'),
+        (held.kept, f'kept for the backward pass when it is in {held.stage}, where the memory peaks'),
+        (held.working, 'temporary memory there, at most'),
     ]
     return '\n'.join(
         [

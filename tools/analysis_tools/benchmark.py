@@ -1,8 +1,8 @@
-"""Time this backbone beside the other implementations of Swin V2, and measure the memory that each takes.
+"""Compare the time and the memory of this backbone with those of its peers, other implementations of Swin V2.
 
-Every measurement is a process of its own. Processes of all implementations take turns, round after round, so that a
-slow minute of the machine meets all of them. `gemm` is no implementation: it is the matrix products of the backbone
-alone, at its shapes, and bounds what any can reach.
+Each measurement runs in its own process. The implementations take turns, round after round, so that a slow minute of
+the machine affects all of them. `gemm` is not an implementation: it runs the matrix products of the backbone alone, a
+bound on what any implementation can reach.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import ending  # isort: split
 
 import argparse
@@ -19,10 +19,8 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import time
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from lib import peers
@@ -39,8 +37,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python tools/analysis_tools/benchmark.py --sizes 800x1333 1024x1024 --windows 16 32 --mode infer train '
-        '--peers all --out work_dirs/benchmark',
+        epilog='example: python tools/analysis_tools/benchmark.py --sizes 800x1333 1024x1024 --windows 16 32 '
+        '--mode infer train --peers all --out work_dirs/benchmark',
     )
     parser.add_argument('--sizes', nargs='+', type=_size, default=[(800, 1333)], metavar='HxW', help='images in pixels')
     parser.add_argument(
@@ -51,15 +49,17 @@ def parse_args(argv=None):
     parser.add_argument('--dtype', nargs='+', choices=('fp32', 'bf16'), default=['fp32'], help='bf16 is autocast')
     parser.add_argument('--compile', action='store_true', help='torch.compile every implementation')
     parser.add_argument('--device', nargs='+', choices=('cpu', 'cuda'), default=['cpu'])
-    parser.add_argument('--batch', type=_positive, default=1, help='images at once')
+    parser.add_argument('--batch', type=_positive, default=1, help='images per batch')
     parser.add_argument(
         '--peers', nargs='+', choices=('all', 'none', *peers.PEERS), default=['all'], help='what to compare with'
     )
-    parser.add_argument('--official', help="the official repository's models/swin_transformer_v2.py, in no package")
+    parser.add_argument('--official', help='models/swin_transformer_v2.py in a clone of the official repository')
     parser.add_argument('--detector', action='store_true', help='time Mask R-CNN with this backbone and with Swin V1')
-    parser.add_argument('--profile', action='store_true', help='also say which kinds of operators take the time')
+    parser.add_argument('--profile', action='store_true', help='also show which kinds of operators take the time')
     parser.add_argument('--rounds', type=_positive, default=3, help='processes per implementation (default: 3)')
-    parser.add_argument('--steps', type=_positive, default=3, help='timed steps per process, after one (default: 3)')
+    parser.add_argument(
+        '--steps', type=_positive, default=3, help='timed steps per process, after a warm-up step (default: 3)'
+    )
     parser.add_argument('--threads', type=_positive, help='CPU threads (default: as PyTorch chooses)')
     parser.add_argument('--out', type=Path, help='folder for benchmark.json and benchmark.png')
     parser.add_argument('--work', help=argparse.SUPPRESS)  # what one process measures, as JSON
@@ -69,7 +69,7 @@ def parse_args(argv=None):
     if args.official and not Path(args.official).is_file():
         raise ValueError(f'--official {args.official} does not exist: name the swin_transformer_v2.py of a clone')
     if 'none' in args.peers and len(args.peers) > 1:
-        raise ValueError(f'--peers {" ".join(args.peers)}: none goes alone')
+        raise ValueError(f'--peers {" ".join(args.peers)}: none stands alone')
     if args.out:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def _size(text):
     try:
         height, width = (_positive(side) for side in text.split('x'))
     except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is no image size: write it as 800x1333') from None
+        raise argparse.ArgumentTypeError(f'invalid image size {text!r}: write it as 800x1333') from None
     return height, width
 
 
@@ -96,7 +96,7 @@ _positive.__name__ = 'positive number'
 
 
 def plan(args) -> list[list[Work]]:
-    """What to measure: a list for every row of the table, with all implementations."""
+    """List what to measure: for each row of the table all implementations."""
     if args.detector:
         names = list(DETECTORS)
     else:
@@ -112,7 +112,7 @@ def plan(args) -> list[list[Work]]:
 
 
 def run_in_process(work: Work) -> dict:
-    """The result of `measure` in a fresh process; a failure is a result too."""
+    """Run `measure` in a new process. A failure is a result too."""
     command = [sys.executable, __file__, '--work', json.dumps(work._asdict())]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, 'TOKENIZERS_PARALLELISM': 'false'}
@@ -125,7 +125,7 @@ def run_in_process(work: Work) -> dict:
 
 
 def measure_row(row: list[Work], rounds: int) -> list[dict]:
-    """The results of all implementations, which take turns; what can't be done once is not tried again."""
+    """Measure all implementations of a row in turns. One that fails is not tried again."""
     results = [dict(work._asdict(), seconds=[], peak_mb=[]) for work in row]
     try:
         for turn, (work, result) in itertools.product(range(rounds), list(zip(row, results))):
@@ -145,7 +145,7 @@ def measure_row(row: list[Work], rounds: int) -> list[dict]:
 
 
 def summarise(results: list[dict]) -> None:
-    """Add to every result of a row what follows from the measurements."""
+    """Add the derived figures to each result of a row."""
     bound = next((min(r['seconds']) for r in results if r['name'] == 'gemm' and r['seconds']), None)
     for result in results:
         if not result['seconds']:
@@ -157,15 +157,15 @@ def summarise(results: list[dict]) -> None:
             result['tflops'] = result['flops'] / result['best'] / 1e12
         if bound:
             result['gemm_share'] = bound / result['best']
-    first, *others = (r for r in results if r['name'] != 'gemm')
-    for result in others:
+    first, *rest = (r for r in results if r['name'] != 'gemm')
+    for result in rest:
         if first['seconds'] and result['seconds']:
             result['times_first'] = result['best'] / first['best']
             result['memory_of_first'] = result['memory_mb'] / first['memory_mb']
 
 
 def table(results: list[dict]) -> str:
-    """A row of the benchmark as lines of text: its title and one line for every implementation."""
+    """Format a row of the benchmark: its title and a line for each implementation."""
     r = results[0]
     title = f'{r["arch"]}, {r["mode"]}, {r["height"]}x{r["width"]}, window {r["window"]}, {r["dtype"]}, {r["device"]}'
     title += f', batch {r["batch"]}' + (', compiled' if r['compile'] else '')
@@ -187,7 +187,7 @@ def table(results: list[dict]) -> str:
 
 
 def machine() -> dict:
-    """Hardware and versions."""
+    """Describe the hardware and the versions of libraries."""
     cpu = 'unknown CPU'
     if Path('/proc/cpuinfo').exists():
         models = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')]

@@ -1,16 +1,14 @@
-"""Plot the position bias of a head at its pretrained window and moved to another, by three ways of moving it."""
+"""Plot the position bias of a head at its pretrained window, and transferred to another window in three ways."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import ending  # isort: split
 
 import argparse
-import sys
-from pathlib import Path
 
 import matplotlib
 
@@ -32,11 +30,13 @@ FIT_STEPS = 300
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='example: python tools/analysis_tools/plot_position_bias.py swinv2_base_patch4_window12_192_22k.pth --window 32 '
-        '--stage 2 --block 5 --head 3',
+        epilog='example: python tools/analysis_tools/plot_position_bias.py swinv2_base_patch4_window12_192_22k.pth '
+        '--window 32 --stage 2 --block 5 --head 3',
     )
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='path or URL of any Swin V2 checkpoint')
-    parser.add_argument('--window', type=int, default=32, help='window to move to, in tokens (default: %(default)s)')
+    parser.add_argument(
+        '--window', type=int, default=32, help='window to transfer to, in tokens (default: %(default)s)'
+    )
     parser.add_argument('--stage', type=int, default=0, help='from 0 (default: %(default)s)')
     parser.add_argument('--block', type=int, default=0, help='within the stage, from 0 (default: %(default)s)')
     parser.add_argument('--head', type=int, default=0, help='from 0 (default: %(default)s)')
@@ -53,12 +53,12 @@ def read_position_bias(source, stage: int, block: int, head: int) -> ContinuousP
     converted, windows = read_weights(source)
     with named_in_errors(source):
         kind = check_complete(converted, windows, SwinTransformerV2)['position_bias']
-    if kind == 'parameterized':
+    if not POSITION_BIASES[kind].has_pretrained_window:
         raise CheckpointError(f'{source} has a learned table of biases ({kind}) and no position MLP to evaluate')
     if windows.pretrained_window_sizes is None:
         raise CheckpointError(
-            f'nothing says the windows {source} was trained with: store them with tools/model_converters/convert_checkpoint.py '
-            '--pretrained-window-sizes, and plot what that writes'
+            f'nothing says which windows {source} was trained with: store them with '
+            'tools/model_converters/convert_checkpoint.py --pretrained-window-sizes, and plot the file that it writes'
         )
     marker = f'layers.{stage}.blocks.{block}.attn.'
     weights = {name.replace(marker, ''): value for name, value in converted.weights.items() if marker in name}
@@ -105,7 +105,7 @@ def refit(mlp: ContinuousPositionBias, kind: type[ContinuousPositionBias]) -> Co
 
 
 def tables(mlp: ContinuousPositionBias, window: int) -> dict[str, Tensor]:
-    """The bias by way of moving it, each (2*window-1, 2*window-1): every vertical and horizontal offset."""
+    """The transferred bias by method, each (2*window-1, 2*window-1): every vertical and horizontal offset."""
     pretrained = mlp.pretrained_window
     original = mlp.table(pretrained, pretrained)[0]
     moved = {}
@@ -121,7 +121,7 @@ def tables(mlp: ContinuousPositionBias, window: int) -> dict[str, Tensor]:
 
 
 def plot(mlp: ContinuousPositionBias, window: int, title: str, out: Path) -> None:
-    """Write a PNG: the bias at the pretrained window and moved, as maps, and along the row of offset 0."""
+    """Write a PNG of the bias at the pretrained window and transferred: as maps, and along the row of offset 0."""
     pretrained = mlp.pretrained_window
     original, moved = mlp.table(pretrained, pretrained)[0], tables(mlp, window)
     figure = plt.figure(figsize=(15, 8), layout='constrained')

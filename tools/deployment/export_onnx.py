@@ -7,10 +7,9 @@ the values that PyTorch gives.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import ending  # isort: split
 
 import argparse
@@ -18,9 +17,8 @@ import importlib.util
 import logging
 import math
 import os
-import sys
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config
@@ -30,6 +28,7 @@ from torch import Tensor, nn
 from swinv2_mm import SwinTransformerV2, compat
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
+from swinv2_mm.messages import first_line
 from swinv2_mm.writing import check_file, whole
 
 TOLERANCE = 1e-4  # of the largest value of a map
@@ -220,7 +219,7 @@ def export(pyramid: Pyramid, image: Tensor, names: list[str], dynamic_batch: boo
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = _first_line(error.__cause__ or error)
+        reason = first_line(error.__cause__ or error)
         raise ValueError(f'torch {torch.__version__} does not export {pyramid}: {reason}') from error
     model = program.model_proto
     for node in (model.graph, *model.graph.node, *model.graph.value_info):
@@ -239,7 +238,7 @@ def check_standard(model) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise VerificationError(f'what was exported is not valid: {_first_line(error)}') from error
+        raise VerificationError(f'what was exported is not valid: {first_line(error)}') from error
     custom = {opset.domain for opset in model.opset_import} - {'', 'ai.onnx'}
     if custom:
         raise VerificationError(
@@ -265,7 +264,7 @@ def compare(path: Path, images: Sequence[Tensor], expected: Sequence[Sequence[Te
             session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
             outs = session.run(None, {'image': image.numpy()})
         except Exception as error:  # onnxruntime has a class of its own for each reason
-            raise VerificationError(f'onnxruntime does not run what was exported: {_first_line(error)}') from error
+            raise VerificationError(f'onnxruntime does not run what was exported: {first_line(error)}') from error
         worst = max(difference(torch.from_numpy(out), value) for out, value in zip(outs, maps))
         says = f'at batch {len(image)} onnxruntime and PyTorch differ by {worst:.1e} of the largest value of a map'
         if not worst <= TOLERANCE:
@@ -278,10 +277,6 @@ def difference(out: Tensor, value: Tensor) -> float:
     if out.shape != value.shape:
         return math.inf
     return ((out - value).abs().max() / value.abs().max()).nan_to_num(math.inf).item()
-
-
-def _first_line(error):
-    return str(error).strip().split('\n')[0]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What one process of the benchmark does: build one implementation, run it, and say how long and how much memory."""
+"""What one process of the benchmark does: build one implementation, run it, and measure time and memory."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from lib import peers
 from swinv2_mm.arch import parse_arch
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.amp import bfloat16_features
 from swinv2_mm.ops.linear import linear
 from swinv2_mm.windows import WindowGroup, partition
 
-from . import peers
-
 DETECTORS = ('mask-rcnn swinv2_mm', 'mask-rcnn swin v1 w7')
-FRONT_DOOR = Path(__file__).resolve().parents[1] / 'configs/mask_rcnn_swinv2.py'
+FRONT_DOOR = Path(__file__).resolve().parents[2] / 'configs/mask_rcnn_swinv2.py'
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 KINDS = {  # of operators
     'matrix products': 'mm addmm bmm baddbmm baddbmm_ _linear_pointwise mkldnn_convolution mkldnn_linear',
@@ -62,10 +61,10 @@ class Work(NamedTuple):
 
 
 def measure(work: Work) -> dict:
-    """Seconds of every step after the first, and the peak memory of the process over what it held before, in MB.
+    """Measure the seconds of each step after the first, and the peak memory beyond what the process held before, in MB.
 
     Returns:
-        dict: with ``skipped``, a reason, in place of them where the implementation can't do it.
+        dict: or only ``skipped``, the reason, if the implementation can't do it.
     """
     if work.threads:
         torch.set_num_threads(work.threads)
@@ -89,7 +88,7 @@ def measure(work: Work) -> dict:
 
 
 def shares_of_time(step: Callable[[], None], device: str) -> dict[str, float]:
-    """What part of the time of its operators a step spends in each kind, by the profiler."""
+    """Share of the time of all operators that a step spends in each kind of operator, by the profiler."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda')
     with profile(activities=activities) as profiler:
         step()
@@ -104,7 +103,7 @@ def shares_of_time(step: Callable[[], None], device: str) -> dict[str, float]:
 
 
 class Step:
-    """A callable that runs once, and how many bytes the process held before there was a model."""
+    """A callable that runs one step, and the bytes that the process held before the model was built."""
 
     def __init__(self, run: Callable[[], None], before: int):
         self.run, self.before = run, before
@@ -114,7 +113,7 @@ class Step:
 
 
 def backbone_step(work: Work) -> Step:
-    peers.build(work.name, work.arch, (64, 64), 2, work.official)  # what it imports is not what it needs
+    peers.build(work.name, work.arch, (64, 64), 2, work.official)  # imports what it needs before memory is measured
     before = reset_memory(work.device)
     model = peers.build(work.name, work.arch, (work.height, work.width), work.window, work.official).to(work.device)
     image = torch.randn(work.batch, 3, work.height, work.width, device=work.device)
@@ -146,7 +145,7 @@ def detector_step(work: Work) -> Step:
         cfg.model.backbone.init_cfg = None
     else:
         cfg.model.backbone.update(arch=work.arch, window_size=work.window, init_cfg=None)
-    MODELS.build(cfg.model)  # what it imports is not what it needs
+    MODELS.build(cfg.model)  # imports what it needs before memory is measured
     before = reset_memory(work.device)
     model = MODELS.build(cfg.model).to(work.device)
     model.train(work.mode == 'train')
@@ -167,7 +166,7 @@ def detector_step(work: Work) -> Step:
 
 
 def with_or_without_training(work: Work, model: nn.Module, run: Callable) -> Callable[[], None]:
-    """A forward pass without gradients; or a whole training step with AdamW, for which ``run`` gives the loss."""
+    """Give a forward pass without gradients, or a training step with AdamW of the loss that ``run`` returns."""
     if work.mode == 'infer':
         return torch.no_grad()(run)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)

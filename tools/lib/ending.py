@@ -1,7 +1,7 @@
-"""One line in place of a traceback, and nothing half done, where Ctrl-C or SIGTERM ends a tool.
+"""End a tool on Ctrl-C or SIGTERM with one line instead of a traceback, and with nothing half done.
 
-A tool imports this first, since the imports after it may take seconds, and ends with `run(main)`. It needs the standard
-library alone, for some tools run before anything is installed.
+A tool imports this first, because its other imports may take seconds, and ends with `run(main)`. It needs only the
+standard library, because some tools run before anything is installed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 
 WORDS = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}
-SILENT = 'SWINV2_MM_SILENT_END'  # environment variable of a tool that another one runs, which says the line
+SILENT = 'SWINV2_MM_SILENT_END'  # environment variable of a tool that another tool runs: the outer one prints the line
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal that a process gets when its parent dies
 TOGETHER = 3  # seconds: a terminal and a parent both send a signal, and users are impatient; one is enough
 PATIENCE = 30  # seconds that a child may take to tidy up, on a machine with other work
@@ -23,7 +23,7 @@ _raised = float('-inf')  # when the last signal became an exception
 
 
 class Ended(KeyboardInterrupt):
-    """A signal that ends the tool, raised so that files and processes are tidied up. Its text is added to the line."""
+    """A signal that ends the tool, raised so that files and processes are cleaned up. Its text is added to the line."""
 
     number = signal.SIGINT
 
@@ -61,7 +61,7 @@ def _raise(number, frame):
 
 
 def _exit(number, frame):
-    """While a tool imports, there is nothing to tidy up, and libraries might swallow an exception."""
+    """End at once: during imports there is nothing to clean up, and libraries might swallow an exception."""
     _say(number)
     os._exit(128 + number)
 
@@ -75,7 +75,7 @@ def _say(number, text=''):
 
 
 def _leave_to_parent():
-    """A process forked of a tool, as a worker that loads data, ends when the tool ends it, and says nothing."""
+    """Have a process that the tool forks, such as a data loader worker, end silently with the tool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = lambda *_: None  # a thread that hands over tensors tells it of a tool that no longer listens

@@ -1,4 +1,4 @@
-"""Other implementations of Swin V2, each as a backbone with four maps: what benchmarks and tests compare with."""
+"""Peers: other implementations of Swin V2, each as a backbone with four maps, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ FOLDER = Path(sys.prefix, 'peers')  # where tools/install.py puts them
 
 
 class NotAvailableError(Exception):
-    """An implementation is not installed, or can't do a size. The message is one line."""
+    """A peer is not installed, or does not support a size. The message is one line."""
 
 
 def import_libraries() -> SimpleNamespace:
     """Import timm, torchvision and mmpretrain's backbones, from the environment or from a folder of their own in it.
 
-    In that folder nothing else sees them: there is no torchvision for a torch without CUDA in the registry, so it lacks
-    its operators, and whatever imports it there fails. mmpretrain's multimodal models do not import beside
-    transformers 5.
+    Their folder hides them from everything else: PyPI has no torchvision for a torch without CUDA, so its operators are
+    missing, and libraries that import it fail. mmpretrain's multimodal models do not import with transformers 5.
 
     Raises:
         ImportError: one of them is not installed.
@@ -58,7 +57,7 @@ def build(name: str, arch: str, size: tuple[int, int], window: int, official: st
         nn.Module: an image ``(B, 3, H, W)`` of that size to a sequence of four maps.
 
     Raises:
-        NotAvailableError: it isn't installed, or can't do this.
+        NotAvailableError: it is not installed, or does not support this.
     """
     if name == 'swinv2_mm':
         return SwinTransformerV2(arch, window_size=window, drop_path_rate=0.0)
@@ -69,7 +68,7 @@ def build(name: str, arch: str, size: tuple[int, int], window: int, official: st
 
 
 class Padded(nn.Module):
-    """A backbone that wants whole patches, given an image zero-padded to them."""
+    """A backbone that needs whole patches: it gets the image zero-padded to them."""
 
     def __init__(self, backbone: nn.Module, maps: Callable = tuple):
         super().__init__()
@@ -101,28 +100,14 @@ class StageByStage(nn.Module):
 def _transformers(arch: Arch, size, window, _):
     from transformers import Swinv2Backbone, Swinv2Config
 
-    config = Swinv2Config(
-        image_size=[_whole_patches(side) for side in size],
-        embed_dim=arch.embed_dims,
-        depths=arch.depths,
-        num_heads=arch.num_heads,
-        window_size=window,
-        drop_path_rate=0.0,
-        out_features=['stage1', 'stage2', 'stage3', 'stage4'],
-    )
+    stages = [f'stage{i}' for i in range(1, len(arch.depths) + 1)]
+    config = Swinv2Config(image_size=_whole_patches(size), out_features=stages, **_arguments(arch, window))
     return Padded(Swinv2Backbone(config), maps=lambda out: out.feature_maps)
 
 
 def _timm(arch: Arch, size, window, _):
     model = import_libraries().timm.create_model(
-        'swinv2_tiny_window8_256',
-        features_only=True,
-        img_size=[_whole_patches(side) for side in size],
-        embed_dim=arch.embed_dims,
-        depths=arch.depths,
-        num_heads=arch.num_heads,
-        window_size=window,
-        drop_path_rate=0.0,
+        'swinv2_tiny_window8_256', features_only=True, img_size=_whole_patches(size), **_arguments(arch, window)
     )
     return Padded(model)
 
@@ -140,15 +125,9 @@ def _mmpretrain(arch: Arch, size, window, _):
 
 def _torchvision(arch: Arch, size, window, _):
     swin = import_libraries().torchvision.models.swin_transformer
+    arguments = _arguments(arch, [window, window], drop_path='stochastic_depth_prob')
     classifier = swin.SwinTransformer(
-        patch_size=[4, 4],
-        embed_dim=arch.embed_dims,
-        depths=arch.depths,
-        num_heads=arch.num_heads,
-        window_size=[window, window],
-        stochastic_depth_prob=0.0,
-        block=swin.SwinTransformerBlockV2,
-        downsample_layer=swin.PatchMergingV2,
+        patch_size=[4, 4], block=swin.SwinTransformerBlockV2, downsample_layer=swin.PatchMergingV2, **arguments
     )
     stem, *stages = classifier.features
     layers = [nn.Module() for _ in arch.depths]
@@ -170,17 +149,17 @@ def _official(arch: Arch, size, window, path):
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # torch.compile imports it by its name
     spec.loader.exec_module(module)
-    return StageByStage(
-        module.SwinTransformerV2(
-            img_size=size,
-            embed_dim=arch.embed_dims,
-            depths=arch.depths,
-            num_heads=arch.num_heads,
-            window_size=window,
-            drop_path_rate=0.0,
-            num_classes=0,
-        )
-    )
+    return StageByStage(module.SwinTransformerV2(img_size=size, num_classes=0, **_arguments(arch, window)))
+
+
+def _arguments(arch, window, drop_path='drop_path_rate'):
+    """The arguments that have the same names in several peers."""
+    names = dict(embed_dim=arch.embed_dims, depths=arch.depths, num_heads=arch.num_heads, window_size=window)
+    return {**names, drop_path: 0.0}
+
+
+def _whole_patches(size):
+    return [side + -side % 4 for side in size]
 
 
 PEERS = {
@@ -190,10 +169,6 @@ PEERS = {
     'torchvision': _torchvision,
     'official': _official,
 }
-
-
-def _whole_patches(side):
-    return side + -side % 4
 
 
 def _import_torchvision():

@@ -1,4 +1,4 @@
-"""Image files that can be read, and pictures of them that a person can look at."""
+"""Check image files, and turn images of any depth into pictures to look at."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ Image.MAX_IMAGE_PIXELS = None  # check_pixels takes its place
 
 
 def check_whole(path: Path, max_pixels: int) -> None:
-    """Raise an error for what OpenCV decodes as far as it goes, a truncated JPEG above all, and for an empty file.
+    """Check that an image is complete: OpenCV decodes a truncated JPEG as far as it goes.
 
-    And, before anything is decoded, for an image of too many pixels.
+    Raises:
+        ValueError: the file is empty, or the image has too many pixels, which is found before it is decoded.
+        OSError: the file is truncated.
     """
     if not path.stat().st_size:
         raise ValueError('the file is empty')
@@ -23,18 +25,18 @@ def check_whole(path: Path, max_pixels: int) -> None:
         with Image.open(path) as image:
             check_pixels(*image.size, max_pixels)
             image.load()
-    except UnidentifiedImageError:  # what OpenCV, tifffile or GDAL may know all the same
+    except UnidentifiedImageError:  # OpenCV, tifffile or GDAL may still read it
         check_pixels(*tiff_size(path), max_pixels)
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Check that an image is not too large."""
+    """Raise a ValueError if an image has too many pixels."""
     if width * height > max_pixels:
         raise ValueError(f'its {width} x {height} pixels are more than --max-pixels {max_pixels}')
 
 
 def tiff_size(path: Path) -> tuple[int, int]:
-    """Width and height of a TIFF from its header, whatever its channels; 0 and 0 of another file."""
+    """Read width and height of a TIFF with any channels from its header. Gives 0, 0 for other files."""
     with path.open('rb') as file:
         start = file.read(8)
         start += file.read(8) if start[2:3] == b'+' else b''  # a BigTIFF
@@ -48,7 +50,7 @@ def tiff_size(path: Path) -> tuple[int, int]:
 
 
 def to_picture(image: np.ndarray, is_rgb: bool) -> np.ndarray:
-    """A picture that a person can look at.
+    """Turn an image into a picture to look at.
 
     Args:
         image (np.ndarray): (H, W) or (H, W, C), of any depth.

@@ -1,4 +1,4 @@
-"""Draw a small data set whose categories differ in shape alone, laid out as COCO 2017 and as ADE20K at once.
+"""Draw a small data set whose categories differ only in shape, in the layouts of COCO 2017 and ADE20K.
 
 A scene is a textured background with 1 to 6 objects that partly cover each other. Colour, texture, size and rotation
 are drawn without regard to the category, so that a model has to see the shape. The same seed writes the same bytes
@@ -10,13 +10,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import ending  # isort: split
 
 import argparse
 import json
-import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cv2
@@ -24,7 +22,7 @@ import numpy as np
 from lib.progress import track
 from pycocotools import mask as rle_codec
 
-VERSION = '1'  # to be raised with every change of what is drawn: it tells an older data set from the current one
+VERSION = '1'  # raise it with each change of what is drawn: it tells an older data set from the current one
 SIZE = 256  # height and width of a scene in pixels
 MAX_OBJECTS = 6
 DIAMETERS = (60, 128)  # range of the circle around an object in pixels
@@ -32,7 +30,7 @@ MIN_VISIBLE_SHARE = 0.6  # of an object's area, and of its outline; less is hard
 MIN_VISIBLE_PIXELS = 100
 BACKGROUND, OBJECT = (10, 110), (110, 245)  # ranges of the colour channels: objects are the brighter ones
 MIN_CONTRAST = 90  # summed over the three channels, between an object and what it covers
-TRIES = 30  # placements tried for an object before the scene does without it
+TRIES = 30  # placements tried for an object before it is left out
 SPLITS = {'train': 'training', 'val': 'validation'}  # names in COCO and in ADE20K
 JPEG_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
@@ -247,10 +245,12 @@ def summary(out: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description='Draw a small data set of shapes, laid out as COCO 2017 and as ADE20K.',
+        description='Draw a small data set of shapes in the layouts of COCO 2017 and ADE20K.',
         epilog='example: python tools/misc/draw_dataset.py data/my_shapes --train 200 --val 50',
     )
-    parser.add_argument('out', type=Path, help='folder to create; COCO lies in it, ADE20K in its subfolder ade')
+    parser.add_argument(
+        'out', type=Path, help='folder to create, in the layout of COCO; its subfolder ade has that of ADE20K'
+    )
     parser.add_argument('--train', type=int, default=200, help='training images (default: %(default)s)')
     parser.add_argument('--val', type=int, default=50, help='validation images (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='the same seed draws the same data (default: %(default)s)')

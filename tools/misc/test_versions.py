@@ -9,15 +9,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import ending  # isort: split
 
 import argparse
 import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 from install import ROOT, ensure_environment, read_pins, say
 from lib.machine import processes_at_once
