@@ -10,11 +10,14 @@ from across_versions import ASSIGN
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
+from swinv2_mm import CheckpointError, load_pretrained
 from swinv2_mm.ops.common import fold_reversed_bias, reversed_window_bias, window_bias
 from swinv2_mm.position_bias import (
+    POSITION_BIASES,
     ContinuousPositionBias,
     LinearContinuousPositionBias,
     ParameterizedPositionBias,
+    PositionBias,
     linear_spaced_coordinates,
     log_spaced_coordinates,
     resize_table,
@@ -461,3 +464,33 @@ def test_the_reversed_bias_has_its_keys_last_to_first_and_folds_back_pair_by_pai
     assert torch.equal(reversed_window_bias(table, height, width), bias)
     assert torch.equal(window_bias(table, height, width), bias.flip(2))
     torch.testing.assert_close(fold_reversed_bias(grad, height, width), folded, rtol=0, atol=1e-12)
+
+
+class Slope(PositionBias):
+    """A kind that nothing knows but its class: a slope per head times the distance of two tokens."""
+
+    kind, name, has_pretrained_window, pretrained_window = 'slope', 'slope', False, 1
+
+    def __init__(self, num_heads, window):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(num_heads))
+
+    def forward(self, height, width):
+        return -self.weight[:, None, None] * linear_spaced_coordinates(height, width, 2).norm(dim=-1)
+
+
+def test_a_new_kind_is_one_class(build_small, monkeypatch, tmp_path):
+    monkeypatch.setitem(POSITION_BIASES, Slope.kind, Slope)
+    backbone, image = build_small(position_bias='slope').eval(), torch.randn(1, 3, 50, 70)
+    sum(out.sum() for out in backbone(image)).backward()
+    assert all(block.attn.slope.weight.grad.abs().max() > 0 for stage in backbone.layers for block in stage.blocks)
+    torch.save(backbone.state_dict(), tmp_path / 'slope.pth')
+    loaded = build_small(position_bias='slope').eval()
+    report = load_pretrained(loaded, tmp_path / 'slope.pth')
+    assert not report.initial and not report.left_out and 'slope.pth' in str(report)
+    for out, expected in zip(loaded(image), backbone(image)):
+        assert torch.equal(out, expected)
+    with pytest.raises(ValueError, match="position_bias='slope'"):
+        build_small(position_bias='slope', pretrained_window_sizes=4)
+    with pytest.raises(CheckpointError, match="position_bias='slope'"):
+        load_pretrained(build_small(), tmp_path / 'slope.pth')

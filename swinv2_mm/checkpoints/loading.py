@@ -100,7 +100,7 @@ def fit_pretrained(
         pretrained_window_sizes=(
             backbone.pretrained_window_sizes if keeps_own else tuple(weights['pretrained_windows'].tolist())
         ),
-        origin='the argument pretrained_window_sizes' if backbone.pretrained_windows_given else windows.origin,
+        origin='the argument pretrained_window_sizes' if backbone.pretrained_windows_given else windows.origin or '',
     )
 
 

@@ -26,7 +26,7 @@ class LoadReport(NamedTuple):
     window_size: tuple[int, ...]  # of the backbone
     checkpoint_pretrained_window_sizes: tuple[int, ...] | None
     pretrained_window_sizes: tuple[int, ...]  # of the backbone
-    origin: str  # what says the pretrained windows
+    origin: str  # what says the pretrained windows; empty if nothing does
 
     def __str__(self):
         stages = range(len(self.window_size))
