@@ -14,12 +14,14 @@ if not hasattr(torch, 'compile'):  # came with 2.0
         'that was built for it, for example torch==2.1.2 with mmcv==2.1.0'
     )
 
+# The newest 2.x that this PyTorch is at least. Comparing `torch.__version__` itself takes 20 us or more at every call.
+torch_version = max((2, minor) for minor in range(50) if torch.__version__ >= (2, minor))
 ACCURATE_WITH_BIAS = {'cuda': (2, 1), 'cpu': (2, 5)}  # first versions whose kernels do not round logits
-HAS_ONEDNN_LINEAR = torch.__version__ >= (2, 1)  # before, only with another operator fused to it
-HAS_CUSTOM_OP = torch.__version__ >= (2, 4)
+HAS_ONEDNN_LINEAR = torch_version >= (2, 1)  # before, only with another operator fused to it
+HAS_CUSTOM_OP = torch_version >= (2, 4)
 
 # PyTorch's own function objects, because its compiler recognises them by identity.
-is_compiling = torch.compiler.is_compiling if torch.__version__ >= (2, 3) else torch._utils.is_compiling
+is_compiling = torch.compiler.is_compiling if torch_version >= (2, 3) else torch._utils.is_compiling
 is_exporting = getattr(getattr(torch, 'compiler', None), 'is_exporting', bool)  # from 2.7 on
 
 
@@ -32,7 +34,7 @@ def require(version: tuple[int, int], purpose: str) -> None:
 
 def is_autocast_on_cpu() -> bool:
     """Whether autocast is on for CPU."""
-    if torch.__version__ >= (2, 4):
+    if torch_version >= (2, 4):
         return torch.is_autocast_enabled('cpu')
     return torch.is_autocast_cpu_enabled()
 
@@ -58,7 +60,7 @@ def kernels_with_bias():
     cuDNN's kernel has given wrong results for a bias with bfloat16 queries, and NaN gradients (pytorch issues 191612
     and 196678). The flash kernels take no bias.
     """
-    if torch.__version__ >= (2, 3):
+    if torch_version >= (2, 3):
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
@@ -78,17 +80,17 @@ def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor
     Returns:
         Tensor: (windows, heads, N, d), in that dtype.
     """
-    if torch.__version__ < ACCURATE_WITH_BIAS.get(q.device.type, (2, 1)):
+    if torch_version < ACCURATE_WITH_BIAS.get(q.device.type, (2, 1)):
         wide = torch.promote_types(v.dtype, torch.float32)
         return torch.softmax(q.to(wide) @ k.to(wide).mT + bias, -1).to(v.dtype) @ v
-    if torch.__version__ < (2, 2):  # 2.1 on CUDA takes wrong elements of what is not contiguous (pytorch issue 112577)
+    if torch_version < (2, 2):  # 2.1 on CUDA takes wrong elements of what is not contiguous (pytorch issue 112577)
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=_with_dense_rows(bias), scale=1.0)
 
 
 def flash_attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """`attention_with_bias` on CPU without gradients: calls the flash kernel directly, which saves the dispatch."""
-    if torch.__version__ < (2, 3):  # the kernel takes no bias
+    if torch_version < (2, 3):  # the kernel takes no bias
         return attention_with_bias(q, k, v, bias)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return kernel(q, k, v, attn_mask=_with_dense_rows(bias), scale=1.0)[0]

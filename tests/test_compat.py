@@ -32,6 +32,11 @@ def test_what_a_newer_pytorch_is_needed_for_is_one_line(monkeypatch, version, is
             compat.require((2, 7), 'the export')
 
 
+@pytest.mark.parametrize('version', [(2, 1), (2, 3), (2, 4), (2, 5), (2, 7)])
+def test_the_kept_version_compares_like_that_of_pytorch(version):
+    assert (compat.torch_version >= version) == (torch.__version__ >= version)
+
+
 def operands(dtype, windows=3, heads=2, num_tokens=7, width=8):
     q, k, v = (torch.randn(windows, heads, num_tokens, width, dtype=torch.float64).to(dtype) for _ in range(3))
     bias = 16 * torch.rand(1, heads, num_tokens, num_tokens, dtype=torch.float64).to(dtype)

@@ -21,9 +21,9 @@ from install import ROOT, ensure_environment, read_pins, say
 from lib.machine import processes_at_once
 
 TESTS = (
-    'amp arch attention backbone backbone_reference backbone_training checkpoint checkpoint_mutation checkpoint_tools '
-    'compat compile distributed files formats linear mmengine_reading model_weights ops optim other_names '
-    'position_bias pretrained_windows registry unpickling ways_of_use windows'
+    'amp arch arguments attention backbone backbone_reference backbone_training checkpoint checkpoint_mutation '
+    'checkpoint_tools compat compile distributed files formats linear mmengine_reading model_weights ops optim '
+    'other_names position_bias pretrained_windows registry unpickling ways_of_use windows writing'
 )
 NOT_HERE = ('mmengine', 'mmcv')  # of the core: mmengine comes without its dependencies, mmcv is not needed
 TEST_LIBRARIES = ('hypothesis', 'pycocotools', 'pytest', 'pytest-xdist', 'transformers')
