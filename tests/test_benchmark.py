@@ -195,3 +195,10 @@ def test_a_mistake_costs_one_line(arguments, message):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].endswith(message)
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.usefixtures('no_traces')
+def test_detectors_are_measured(work_module):
+    for name in work_module.DETECTORS:
+        result = work_module.measure(work_module.Work(name, 'infer', 64, 96, 8, steps=1))
+        assert len(result['seconds']) == 1 and result['peak_mb'] > 0
