@@ -69,12 +69,12 @@ def parse_args(argv=None):
     if args.official and not Path(args.official).is_file():
         raise ValueError(f'--official {args.official} does not exist: name the swin_transformer_v2.py of a clone')
     if 'none' in args.peers and len(args.peers) > 1:
-        raise ValueError(f'--peers {" ".join(args.peers)}: none stands alone')
+        raise ValueError(f'--peers {" ".join(args.peers)}: none excludes all others')
     if args.out:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f'--out {args.out} cannot be made a folder: {error.strerror}') from error
+            raise ValueError(f'--out {args.out} cannot be created as a folder: {error.strerror}') from error
     return args
 
 

@@ -9,7 +9,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which ha
 from lib import ending  # isort: split
 
 import argparse
-import sys
 from collections import Counter
 
 from swinv2_mm import CheckpointError, SwinTransformerV2
