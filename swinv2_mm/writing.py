@@ -53,6 +53,11 @@ def _sync(path):
         os.close(descriptor)
 
 
+def unwritten(error: OSError) -> str:
+    """What an error of writing says: the file, which without a name is the standard output, and the reason."""
+    return f'{error.filename or "standard output"} cannot be written: {error.strerror}'
+
+
 def check_file(path: Path, flag: str) -> None:
     """Check, by trying it, that a file can be written, and create its folder. For use before long work.
 

@@ -62,7 +62,7 @@ from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
 from swinv2_mm.messages import first_line
-from swinv2_mm.writing import check_folder, whole
+from swinv2_mm.writing import check_folder, unwritten, whole
 
 OVERLAYS, LABELS = 'overlays', 'labels'  # folders of results
 INTERVAL = 10  # seconds between two rewrites of the JSON files
@@ -433,7 +433,7 @@ def main():
     try:
         skipped = infer(model, cfg, images, meta, args)
     except OSError as error:
-        sys.exit(launch.bad_input(f'{error.filename or "standard output"} cannot be written: {error.strerror}'))
+        sys.exit(launch.bad_input(unwritten(error)))
     print(f'{len(images) - len(skipped)} of {len(images)} images done, results in {args.out}')
     for path, reason in skipped.items():
         print(f'skipped {path}: {reason}', file=sys.stderr)

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.runner import runner_class
-from swinv2_mm.writing import check_file, check_folder, whole
+from swinv2_mm.writing import check_file, check_folder, unwritten, whole
 
 
 def parse_args(argv=None):
@@ -110,10 +110,6 @@ def write_pictures(runner, folder):
 
     runner.visualizer.add_datasample = add_datasample
     return problems
-
-
-def unwritten(error):
-    return f'{error.filename} cannot be written: {error.strerror}'
 
 
 def full_disk(error, work_dir):

@@ -28,7 +28,7 @@ from lib.benchmark_work import DETECTORS, Work, measure
 
 from swinv2_mm.arch import ARCHS
 from swinv2_mm.engine.launch import bad_input
-from swinv2_mm.writing import whole
+from swinv2_mm.writing import unwritten, whole
 
 DISTRIBUTIONS = ('torch', 'mmengine', 'mmcv', 'mmdet', 'transformers', 'timm', 'mmpretrain', 'torchvision')
 
@@ -265,7 +265,7 @@ def main() -> int:
                     partial.write_text(json.dumps(record, indent=1))
                 plot(rows, args.out / 'benchmark.png')
             except OSError as error:
-                return bad_input(f'{error.filename} cannot be written: {error.strerror}')
+                return bad_input(unwritten(error))
     if args.out:
         print(f'\nwrote {args.out / "benchmark.json"} and {args.out / "benchmark.png"}')
     return 0

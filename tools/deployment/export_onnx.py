@@ -29,7 +29,7 @@ from swinv2_mm import SwinTransformerV2, compat
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
 from swinv2_mm.messages import first_line
-from swinv2_mm.writing import check_file, whole
+from swinv2_mm.writing import check_file, unwritten, whole
 
 TOLERANCE = 1e-4  # of the largest value of a map
 BATCHES = (1, 2)  # that a file for any batch is compared at; exported at the last, because torch takes 1 for a constant
@@ -306,7 +306,7 @@ def write(pyramid: Pyramid, args: argparse.Namespace) -> None:
             onnx.save(model, partial)
             compare(partial, images, expected)
     except OSError as error:
-        raise ValueError(f'{out} cannot be written: {error.strerror}') from error
+        raise ValueError(unwritten(error)) from error
     print(f'wrote {out}: {os.path.getsize(out) / 1e6:.1f} MB, {len(model.graph.node)} operators of opset {args.opset}')
     for value in (*model.graph.input, *model.graph.output):
         sides = [side.dim_param or str(side.dim_value) for side in value.type.tensor_type.shape.dim]
