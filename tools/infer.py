@@ -93,7 +93,7 @@ def parse_args(argv=None):
         'images',
         nargs='+',
         metavar='IMAGE_OR_FOLDER_OR_GLOB',
-        help='image files, folders and patterns like "photos/**/*.jpg"; in the latter two, files that end in '
+        help='image files, folders and patterns like "photos/**/*.jpg"; of folders and patterns, files that end in '
         f'{", ".join(EXTENSIONS)}',
     )
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results; older ones are replaced')

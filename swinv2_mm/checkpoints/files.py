@@ -53,7 +53,7 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
 
     Args:
         source (str): a path, a URL, which is downloaded once to the cache of `torch.hub`, or mmengine's name for one,
-            such as ``torchvision://swin_v2_t``. The content tells whether the file is of PyTorch or of safetensors.
+            such as ``torchvision://swin_v2_t``. The content shows whether PyTorch or safetensors wrote the file.
 
     Returns:
         dict: the tensors, arrays, plain values and containers of the file, with training settings and what mmengine

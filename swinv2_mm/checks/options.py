@@ -45,7 +45,7 @@ class ConfigOptions(DictAction):
                 if not equals or not all(key.split('.')):
                     raise ValueError
                 super().__call__(parser, namespace, [word], option_string)
-            except (AssertionError, ValueError):  # the former if brackets don't match
+            except (AssertionError, ValueError):  # an AssertionError if brackets don't match
                 parser.exit(2, f'error: {option_string} {word}: must be KEY=VALUE, as train_dataloader.batch_size=4\n')
 
 

@@ -187,7 +187,8 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Ten
 
     Args:
         grad (Tensor), q (Tensor), k (Tensor), v (Tensor): (windows, heads, N, d), ``grad`` that of the output.
-        bias (Tensor), grad_bias (Tensor): (heads, N, N); to the latter the gradient of the former is added.
+        bias (Tensor): (heads, N, N).
+        grad_bias (Tensor): (heads, N, N), to which the gradient of ``bias`` is added.
 
     Returns:
         Tensor: (3, windows, heads, N, d), the gradients of ``q``, ``k`` and ``v``.

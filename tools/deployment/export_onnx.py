@@ -111,7 +111,7 @@ def check_request(args: argparse.Namespace) -> None:
     Raises:
         ValueError: the message says what to ask for instead.
     """
-    compat.require((2, 7), 'the export')  # which tells it from compilation
+    compat.require((2, 7), 'the export')  # earlier versions do not tell exporting from compiling
     if args.part == 'model':
         raise ValueError(
             '--part model: a whole model is not exported: proposals, NMS and the sampling of masks depend on what '

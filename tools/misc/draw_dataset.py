@@ -22,7 +22,7 @@ import numpy as np
 from lib.progress import track
 from pycocotools import mask as rle_codec
 
-VERSION = '1'  # raise it with each change of what is drawn: it tells an older data set from the current one
+VERSION = '1'  # raise it when what is drawn changes, so that older data sets are recognised
 SIZE = 256  # height and width of a scene in pixels
 MAX_OBJECTS = 6
 DIAMETERS = (60, 128)  # range of the circle around an object in pixels
@@ -148,7 +148,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np
 
 
 def describe(category: int, mask: np.ndarray) -> dict:
-    """A COCO annotation, less its ids, of a (H, W) bool mask; ``bbox`` is x, y, width, height in pixels."""
+    """A COCO annotation without ids, of a (H, W) bool mask; ``bbox`` is x, y, width, height in pixels."""
     rle = rle_codec.encode(np.asfortranarray(mask, np.uint8))
     return {
         'category_id': category,

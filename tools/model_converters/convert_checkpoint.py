@@ -68,7 +68,7 @@ def choose_windows(inferred, given, num_stages, position_bias):
 
 
 def write(weights, windows, to, out):
-    """Write weights in our format, or in that of another library with the ``config.json`` that it wants beside them.
+    """Write weights in our format, or in that of another library with the ``config.json`` that it needs beside them.
 
     Returns:
         int: the number of tensors written.
