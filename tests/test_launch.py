@@ -335,7 +335,7 @@ def test_predictions_are_written_as_pickle_only(fails, shapes, tmp_path):
 
 
 @pytest.mark.parametrize(('flag', 'windows'), [(['6'], (6,) * 4), (['12', '10', '6', '5'], (12, 10, 6, 5))])
-def test_a_model_is_tested_with_other_windows_and_its_own_normaliser(
+def test_a_model_is_tested_with_other_windows_and_its_own_pretrained_windows(
     load_tool, shapes, tmp_path, monkeypatch, flag, windows
 ):
     cfg = launch.load_config(DEMO)
