@@ -1,6 +1,7 @@
 """Swin Transformer V2 for OpenMMLab.
 
-Importing it registers the backbone and how to train it, and has mmengine read checkpoints without running code.
+Importing the package registers the backbone, its optimizer constructor and its runner with mmengine, and makes mmengine
+read checkpoints without running code from them.
 """
 
 import mmengine
@@ -8,7 +9,7 @@ from mmengine.utils import digit_version
 
 if digit_version(mmengine.__version__) < digit_version('0.8.0'):
     raise ImportError(
-        'swinv2_mm needs mmengine 0.8 or later, which mmdet 3 and mmseg 1 take too, and this environment has '
+        'swinv2_mm needs mmengine 0.8 or later, as mmdet 3 and mmseg 1 do, and this environment has '
         f'{mmengine.__version__}: pip install mmengine==0.10.7'
     )
 

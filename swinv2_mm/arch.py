@@ -1,4 +1,4 @@
-"""What tells one Swin Transformer V2 from another: its widths, depths and windows."""
+"""The published sizes of Swin Transformer V2, and checks of the arguments that say widths, depths and windows."""
 
 from __future__ import annotations
 
@@ -67,31 +67,31 @@ def parse_arch(arch: str | dict) -> Arch:
 
 
 def arch_argument(arch: Arch) -> str | dict:
-    """The argument that `parse_arch` turns into an arch: its name if it has one, else a dict of its fields."""
+    """The inverse of `parse_arch`: the name of an arch if it has one, else a dict of its fields."""
     names = [name for name, known in ARCHS.items() if known == arch]
     return names[0] if names else {field: value for field, value in arch._asdict().items() if value != 0}
 
 
 def has_extra_norm(arch: Arch, block: int) -> bool:
-    """Whether a LayerNorm on the main branch ends a block, by the index of the block in its stage."""
+    """Whether a LayerNorm on the main branch ends a block; ``block`` is the index of the block in its stage."""
     every = arch.extra_norm_every_n_blocks
     return every > 0 and (block + 1) % every == 0
 
 
 def per_stage(name: str, sizes: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-    """Window sizes for every stage, from one for all or one for each.
+    """Expand window sizes to one per stage.
 
     Args:
         name (str): the argument or flag, for messages.
         sizes (int | Sequence[int]): window sizes in tokens: an int or a sequence of one int for all stages, or one
-            int for each.
+            int per stage.
         num_stages (int): number of stages.
 
     Returns:
-        tuple[int]: one for each stage.
+        tuple[int]: one per stage.
 
     Raises:
-        ValueError: there are as many as neither, or one is not a whole number from 1 to `MAX_WINDOW`.
+        ValueError: there is neither one size nor one per stage, or a size is not a whole number from 1 to `MAX_WINDOW`.
     """
     given = tuple(sizes) if isinstance(sizes, (Sequence, np.ndarray)) else (sizes,)
     if len(given) not in (1, num_stages):

@@ -27,7 +27,7 @@ from .position_bias import POSITION_BIASES
 from .shortcuts import is_plain
 from .windows import map_windows, partition
 
-PART_SIZE = 2**19  # elements of a part of the map on CPU: what a block computes of it stays in the cache
+PART_SIZE = 2**19  # elements of a part of the map on CPU, so that what a block computes stays in the cache
 
 
 class Stage(nn.Module):
@@ -35,10 +35,10 @@ class Stage(nn.Module):
 
     ``downsample`` is not part of `forward`, because the pyramid takes the map before it.
 
-    Windows do not depend on each other inside a block. So on CPU a block runs on one part of the map after another,
-    each of a few whole windows, which stay in the cache. On a GPU, and in a graph, there is one part. A block that has
-    hooks or is wrapped (by FSDP, for example) is called once with the whole map, and computes its position bias itself,
-    because its parameters may be sharded until then.
+    Inside a block, windows are independent of each other. So on CPU a block runs part by part. A part is a few whole
+    windows, which stay in the cache. On a GPU, and in a graph, there is one part. A block that has hooks or is wrapped
+    (by FSDP, for example) is called once with the whole map. It computes its position bias itself, because its
+    parameters may be sharded until then.
     """
 
     def __init__(self, blocks: list[Block], downsample: nn.Module, window_size: int, with_cp: bool):
@@ -49,7 +49,7 @@ class Stage(nn.Module):
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` to the same."""
+        """Run all blocks on a map ``(B, H, W, C)``, which keeps its shape."""
         height, width = map(index, x.shape[1:3])  # plain ints; the batch may be symbolic, so that a graph serves any
         regular, shifted = (
             partition(x.shape[0], height, width, self.window_size, shift, x.device)
@@ -60,21 +60,21 @@ class Stage(nn.Module):
         return x
 
     def _run_block(self, block, x, windows):
-        """A block on a map (B, H, W, C)."""
-        scales = draw(block.drop_path, x), draw(block.drop_path, x)  # for all parts
+        """Run a block on a map (B, H, W, C)."""
+        scales = draw_scale(block.drop_path, x), draw_scale(block.drop_path, x)  # once for all parts
         run = partial(checkpoint, block, use_reentrant=False) if self.with_cp and self.training else block
         if not is_plain(block, Block):
             return run(x, windows, None, *(scale if scale is None else scale.view(-1, 1, 1, 1) for scale in scales))
         table = block.attn.position_bias(*windows.largest)
 
         def run_part(tokens, part):
-            of_tokens = (scale if scale is None else scale.index_select(0, part.images) for scale in scales)  # (T, 1)
-            return run(tokens, part, table, *of_tokens)
+            token_scales = (s if s is None else s.index_select(0, part.images) for s in scales)  # (T, 1)
+            return run(tokens, part, table, *token_scales)
 
         return map_windows(run_part, x, _parts(windows, x))
 
 
-def draw(drop_path: nn.Module, x: Tensor) -> Tensor | None:
+def draw_scale(drop_path: nn.Module, x: Tensor) -> Tensor | None:
     """Per-image scale of a residual branch of ``x (B, ...)``, (B, 1), or None if nothing is dropped."""
     if is_plain(drop_path, DropPath) and not drop_path.drops:
         return None
@@ -98,28 +98,28 @@ class SwinTransformerV2(BaseModule):
         patch_size (int): stride of the first stage in pixels.
         window_size (int | Sequence[int]): window size in tokens, one for all stages or one per stage.
         pretrained_window_sizes (int | Sequence[int], optional): the window size per stage that the position MLPs were
-            trained with, as large as the map of that stage at most: (16, 16, 16, 8) for 256 pixels and window 16. It
-            stays what it was through fine-tuning at other windows. None: what the checkpoint says, and without a
-            checkpoint ``window_size``.
-        position_bias (str): log_cpb, the log-spaced continuous position bias; for comparison (the paper's Table 1)
-            also linear_cpb, the same MLP on linear-spaced offsets, and parameterized, a learned table that is resized
-            bicubically when the window changes. The table is of ``window_size`` and has no pretrained_window_sizes.
+            trained with, no larger than the map of that stage: (16, 16, 16, 8) for 256 pixels and window 16.
+            Fine-tuning at other windows does not change it. None: what the checkpoint says, or ``window_size`` if there
+            is no checkpoint.
+        position_bias (str): log_cpb, the log-spaced continuous position bias. For comparison (the paper's Table 1)
+            also linear_cpb, the same MLP on linear-spaced offsets, or parameterized, a learned table. The table is for
+            ``window_size``, is resized bicubically when that changes, and takes no ``pretrained_window_sizes``.
         mlp_ratio (float): hidden dimension of the MLPs over their input dimension.
         qkv_bias (bool): whether queries and values have a bias.
         drop_rate (float): dropout in attention output and MLP.
         attn_drop_rate (float): dropout of attention weights.
         drop_path_rate (float): stochastic depth of the last block; it grows linearly from 0 at the first.
-        out_indices (Sequence[int]): stages whose maps are returned. Those after the last of them are not built.
+        out_indices (Sequence[int]): stages whose maps are returned, in increasing order. Later stages are not built.
         frozen_stages (int): -1 freezes nothing, 0 the patch embedding, n also the first n stages with their norms.
         with_cp (bool): activation checkpointing of every block in training: less memory, more time.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads weights, as
-            `load_pretrained` does; ``allow_missing`` and ``prefix`` go there too. mmengine's ``map_location`` may stand
-            there: files are read onto the CPU.
-        others: not accepted; the error says what arguments of other implementations are called here.
+            `load_pretrained` does. It also takes ``allow_missing`` and ``prefix``. mmengine's ``map_location`` is
+            accepted and has no effect: files are read onto the CPU.
+        others: not accepted. If another implementation has such an argument, the error gives its name here.
 
     Raises:
         ValueError: an argument is out of its range; the message names it, its value and what would be right.
-        TypeError: an argument has another name here, or none.
+        TypeError: an argument is unknown; the message gives its name here if it has one.
     """
 
     def __init__(
@@ -217,16 +217,16 @@ class SwinTransformerV2(BaseModule):
         return tuple(stage.window_size for stage in self.layers)
 
     def set_window_size(self, window_size: int | Sequence[int]):
-        """Attend in other windows from now on. Parameters and ``pretrained_window_sizes`` stay.
+        """Attend in other windows from now on. Parameters and ``pretrained_window_sizes`` stay the same.
 
-        With ``position_bias='parameterized'`` the tables are resized, which loses some of them; do it before an
-        optimizer takes them.
+        With ``position_bias='parameterized'`` the tables are resized, which loses detail. Do it before an optimizer
+        takes them.
 
         Args:
             window_size (int | Sequence[int]): window size in tokens, one for all stages or one per stage.
 
         Raises:
-            ValueError: a window is smaller than one token, or their number is not that of the stages.
+            ValueError: a window is smaller than one token, or there is neither one window nor one per stage.
         """
         if isinstance(window_size, (Sequence, np.ndarray)):
             window_size = self.of_built_stages(window_size) or window_size
@@ -238,11 +238,11 @@ class SwinTransformerV2(BaseModule):
 
     @property
     def pretrained_window_sizes(self) -> tuple[int, ...]:
-        """The window size per stage that normalises the position MLPs, or that the parameterized tables have."""
+        """The pretrained window per stage, in tokens; with parameterized tables, the window that they are for."""
         return tuple(stage.blocks[0].attn.position_bias.pretrained_window for stage in self.layers)
 
     def of_built_stages(self, values: Sequence) -> tuple | None:
-        """The values of the stages that are built, from one for each of them or of all; None from another number."""
+        """The values of the built stages, given one value per built stage or per stage of the arch, else None."""
         built = len(self.layers)
         return tuple(values[:built]) if len(values) in (built, len(self.arch.depths)) else None
 
@@ -253,10 +253,10 @@ class SwinTransformerV2(BaseModule):
         self.pretrained_windows.copy_(torch.tensor(windows))
 
     def init_weights(self):
-        """Load the checkpoint that ``init_cfg`` names; without one the initialisation from scratch stays.
+        """Load the checkpoint that ``init_cfg`` names. Without one, the initialisation from scratch stays.
 
         Raises:
-            CheckpointError: the checkpoint can't be read, or is none of this architecture.
+            CheckpointError: the checkpoint can't be read, or is not of this architecture.
         """
         if self.init_cfg is not None:
             load_pretrained(self, *self.pretrained_source())
@@ -265,7 +265,7 @@ class SwinTransformerV2(BaseModule):
         """The path or URL that ``init_cfg`` names, its ``allow_missing`` and its ``prefix``.
 
         Raises:
-            ValueError: it has any other form.
+            ValueError: ``init_cfg`` has another form.
         """
         cfg = self.init_cfg if isinstance(self.init_cfg, dict) else {}
         keys, optional = {'type', 'checkpoint'}, {'allow_missing', 'prefix', 'map_location'}
@@ -313,7 +313,7 @@ class SwinTransformerV2(BaseModule):
         elif loaded is not None and loaded != own and self.pretrained_windows_given:
             warn(
                 f'the checkpoint says pretrained_window_sizes={loaded}, the argument says {own}: '
-                'the argument is used, and the position bias is wrong unless it is right'
+                'the argument is used; if it is wrong, so is the position bias'
             )
         elif loaded is not None and loaded != own:
             self._set_pretrained_window_sizes(loaded)
@@ -321,7 +321,7 @@ class SwinTransformerV2(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _convert(self, state_dict, prefix):
-        """Convert weights of another format in place, as of a detector that was trained with another implementation.
+        """Convert weights of another format in place, such as those of a detector with another implementation.
 
         Returns:
             dict: the tables of coordinates in the file, by our names.
@@ -336,8 +336,8 @@ class SwinTransformerV2(BaseModule):
                 return {}
             converted = convert(theirs)
         except CheckpointError:
-            return {}  # no whole backbone: whoever loads says what is missing
-        left = [name for name, why in converted.left_out.items() if why != COMPUTED]  # whoever loads says that too
+            return {}  # not a whole backbone: the caller reports what is missing
+        left = [name for name, why in converted.left_out.items() if why != COMPUTED]  # the caller reports these
         for name in set(theirs) - set(left):
             del state_dict[prefix + name]
         state_dict.update({prefix + name: value for name, value in converted.weights.items()})
@@ -366,5 +366,5 @@ def _check_position_bias(kind, pretrained_window_sizes):
 def _check_out_indices(out_indices, num_stages):
     indices = list(out_indices) if isinstance(out_indices, Sequence) else []
     if not indices or indices != sorted(set(indices) & set(range(num_stages))):
-        raise ValueError(f'out_indices must be increasing stages out of 0 to {num_stages - 1}, got {out_indices!r}')
+        raise ValueError(f'out_indices must be increasing stages from 0 to {num_stages - 1}, got {out_indices!r}')
     return tuple(indices)

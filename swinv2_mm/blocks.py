@@ -136,8 +136,8 @@ class WindowAttention(nn.Module):
         Args:
             x (Tensor): (B, H, W, C) on the map, or (T, C) in window order.
             windows (Windows): the windows that hold these tokens.
-            table (Tensor, optional): (heads, 2H-1, 2W-1), what ``position_bias`` gives for windows of at least this
-                size. None computes it.
+            table (Tensor, optional): (heads, 2H-1, 2W-1), the output of ``position_bias`` for windows of at least this
+                size. If None, it is computed.
 
         Returns:
             Tensor: as ``x``.
@@ -171,7 +171,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = apply_linear(self.fc1, x)
         if is_plain(self.drop, nn.Dropout) and not (self.drop.training and self.drop.p > 0):
-            return apply_linear(self.fc2, hidden, of_gelu=True)
+            return apply_linear(self.fc2, hidden, after_gelu=True)
         return self.drop(apply_linear(self.fc2, self.drop(F.gelu(hidden))))
 
 
@@ -227,7 +227,7 @@ class Block(nn.Module):
         """Two residual branches, on a whole map or on the tokens of some windows.
 
         A forward hook on a block sees the map: a stage calls a block that has hooks, or is wrapped, once for all
-        windows, and another one part by part (`Stage`).
+        windows, and any other block part by part (`Stage`).
 
         Args:
             x (Tensor): (B, H, W, C) on the map, or (T, C) in window order.

@@ -40,18 +40,18 @@ def is_autocast_on_cpu() -> bool:
 
 
 @contextmanager
-def casts_not_kept():
+def without_cast_cache():
     """A context in which autocast caches no cast of a weight.
 
     Up to 2.8 it also caches casts made without gradients, as in the forward pass of a `torch.autograd.Function`. Later
     it reuses them where a gradient is needed, and the weight gets none.
     """
-    kept = torch.is_autocast_cache_enabled()
+    enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
-        torch.set_autocast_cache_enabled(kept)
+        torch.set_autocast_cache_enabled(enabled)
 
 
 def kernels_with_bias():
@@ -97,7 +97,7 @@ def flash_attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Ten
 
 
 def _with_dense_rows(bias):
-    """The same bias with a last stride of 1: before 2.8 the CPU kernels read wrong elements of any other."""
+    """The same bias with a last stride of 1: before 2.8 the CPU kernels read wrong elements with any other stride."""
     return bias if bias.stride(-1) == 1 else bias.contiguous()
 
 

@@ -18,5 +18,5 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """The first line of a text from a file, without what would move the cursor of a terminal."""
-    return ''.join(letter if letter.isprintable() else '?' for letter in text.split('\n')[0])
+    """The first line of a text from a file, with ? for characters that would control a terminal."""
+    return ''.join(char if char.isprintable() else '?' for char in text.split('\n')[0])

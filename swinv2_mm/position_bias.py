@@ -32,7 +32,7 @@ def log_spaced_coordinates(height: int, width: int, pretrained_window: int, devi
 
 
 def linear_spaced_coordinates(height: int, width: int, pretrained_window: int, device=None, dtype=None) -> Tensor:
-    """Linear-spaced offsets, the alternative that the paper compares with; else as `log_spaced_coordinates`.
+    """Linear-spaced offsets, the alternative that the paper compares with; otherwise as `log_spaced_coordinates`.
 
     Returns:
         Tensor: (2*height-1, 2*width-1, 2). Within the pretrained window they lie in [-1, 1].
@@ -116,16 +116,16 @@ class PositionBias(nn.Module, ABC):
             int: None if no weight shows it, because none depends on it or the one that does is missing.
 
         Raises:
-            ValueError: a shape is of no window.
+            ValueError: a shape fits no window.
         """
         return None
 
     @classmethod
     def resize_weight(cls, weight: Tensor, own: Tensor) -> Tensor:
-        """A weight of another window, resized to the shape of the module's own; itself if no weight depends on it.
+        """Resize a weight of another window to the shape of the module's own, if weights depend on the window.
 
         Raises:
-            ValueError: a shape is of no window.
+            ValueError: a shape fits no window.
         """
         return weight
 
@@ -133,7 +133,7 @@ class PositionBias(nn.Module, ABC):
 class ContinuousPositionBias(PositionBias, nn.Sequential):
     """A small MLP from log-spaced offsets to one bias per head.
 
-    On CPU, where no gradient is needed, it is computed once and kept while its weights stay equal.
+    On CPU, and if no gradient is needed, its last result is kept for as long as the weights have the same values.
 
     Args:
         num_heads (int): attention heads.
@@ -155,7 +155,7 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
         return self._last.get(lambda: self.table(height, width), key, self._weights())
 
     def table(self, height: int, width: int) -> Tensor:
-        """What `forward` returns, computed anew.
+        """Compute what `forward` returns, without the kept result.
 
         Always in float32 or wider, because the bias reaches 16, where the steps of bfloat16 are 1/16.
         """

@@ -1,4 +1,4 @@
-"""When a shortcut may be taken: weights read instead of a layer called, results kept, operators of our own used.
+"""When a shortcut may be taken: reading weights instead of calling a layer, keeping results, using our own operators.
 
 Hooks, compilers, tracers, counters of operators and the transforms of torch.func must see what PyTorch itself would do.
 """
@@ -23,8 +23,8 @@ FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Dropout, nn.ReLU)}
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling a module does what its class says and no more, so that its weights may be read instead.
 
-    A module of another class or a subclass, a wrapper, a module with hooks (its own or global ones) or with a replaced
-    ``forward`` is not plain, and has to be called.
+    A module is not plain, and has to be called, if it is of another class or a subclass, is a wrapper, has hooks (its
+    own or global ones), or has a replaced ``forward``.
     """
     if type(module) is not kind or 'forward' in vars(module) or kind.forward is not FORWARDS.get(kind, kind.forward):
         return False
@@ -80,7 +80,7 @@ def cached(function: Callable) -> Callable:
 
 
 class LastResult:
-    """The last result of a function of CPU tensors, for as long as their values stay equal.
+    """The last result of a function of CPU tensors, kept for as long as their values stay equal.
 
     Values are compared, because weights may change without a trace: fused optimizers, averaged weights, ``p.data``. On
     a GPU the comparison would wait for the device. Copies and pickles of it are empty.
@@ -92,7 +92,7 @@ class LastResult:
     def get(self, compute: Callable[[], Tensor], key: Hashable, tensors: Sequence[Tensor]) -> Tensor:
         """``compute()``, or a copy of what it gave last if ``key`` and the values of ``tensors`` are the same.
 
-        Where operators are recorded, a gradient is needed, or a tensor is not a plain one on the CPU, it is computed.
+        It is always computed if operators are recorded, a gradient is needed, or a tensor is not a plain CPU tensor.
         """
         needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
         if needs_grad or is_recorded() or not all(type(x) in PLAIN and x.device.type == 'cpu' for x in tensors):

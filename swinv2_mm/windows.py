@@ -36,7 +36,7 @@ class Windows(NamedTuple):
     Attributes:
         groups (tuple[WindowGroup]): at most nine.
         order (Tensor): (T,) int64, the flat index on the map of each token in window order.
-        images (Tensor): (T,) int64, the image of the batch that it belongs to.
+        images (Tensor): (T,) int64, the index in the batch of the image that each token belongs to.
     """
 
     groups: tuple[WindowGroup, ...]
@@ -51,8 +51,9 @@ class Windows(NamedTuple):
     def split(self, max_tokens: int, multiple: int = 1) -> list[Windows]:
         """Split into parts of whole windows, each of at most ``max_tokens`` tokens or one larger window.
 
-        A part that ends inside a group takes a multiple of ``multiple`` tokens of it, if so many fit. A part that has
-        such a multiple takes another group only if it takes everything that is left. Without tokens there is one part.
+        A part that ends inside a group takes a multiple of ``multiple`` tokens from it, if that many fit. A part that
+        already has such a multiple starts another group only if everything that is left fits. Without tokens there is
+        one part.
         """
         parts, room, left = [], 0, len(self.order)
         for height, width, count in self.groups:
@@ -112,15 +113,15 @@ def partition(batch: int, height: int, width: int, window: int, shift: int, devi
         device (torch.device, optional): where the index tensors live.
     """
 
-    def places(starts, size):
+    def positions(starts, size):
         return torch.tensor(starts, device=device)[:, None] + torch.arange(size, device=device)  # (count, size)
 
     images = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1)
     groups, orders = [], []
     for h, row_starts in axis_segments(height, window, shift).items():
-        rows = places(row_starts, h)[:, None, :, None]
+        rows = positions(row_starts, h)[:, None, :, None]
         for w, column_starts in axis_segments(width, window, shift).items():
-            columns = places(column_starts, w)[:, None, :]
+            columns = positions(column_starts, w)[:, None, :]
             orders.append(((images * height + rows) * width + columns).flatten())  # (B, rows, columns, h, w) flat
             groups.append(WindowGroup(h, w, batch * len(row_starts) * len(column_starts)))
     order = torch.cat(orders)
@@ -162,7 +163,7 @@ def map_windows(function: Callable[[Tensor, Windows], Tensor], x: Tensor, parts:
     if first.requires_grad and may_use_functions():
         return scatter([first, *computed], parts, *x.shape[:3])
     out = first.new_empty(rows.shape[0], first.shape[1]).index_copy_(0, parts[0].order, first)
-    for part, tokens_of in zip(parts[1:], computed):  # nothing of a part outlives it
+    for part, tokens_of in zip(parts[1:], computed):  # so no tensor of a part outlives it
         out.index_copy_(0, part.order, tokens_of)
     return out.view(*x.shape[:3], out.shape[1])
 

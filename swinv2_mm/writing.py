@@ -8,19 +8,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-NUMBERS = itertools.count()  # of files that are being written
+NUMBERS = itertools.count()  # make the names of temporary files unique
 
 
 @contextlib.contextmanager
 def whole(path: Path, partial: str | None = None, make_folder: bool = True, sync: bool = False) -> Iterator[Path]:
-    """Give a path to write to, whose file becomes that of ``path`` when all is written.
+    """Yield a temporary path to write to, and rename its file to ``path`` once it is whole.
 
     Args:
         path (Path): the file to write. An existing one is replaced.
-        partial (str, optional): name of the file while it is written. What a killed process leaves under it is replaced
-            by the next one. By default each has a name of its own, with the ending of ``path``.
-        make_folder (bool): whether to make the folder of the file.
-        sync (bool): whether to wait until it is on the disk, so that it outlives a power failure.
+        partial (str, optional): name of the temporary file. The next write replaces what a killed process left under
+            it. By default the name is unique and has the ending of ``path``.
+        make_folder (bool): whether to create the folder of the file.
+        sync (bool): whether to wait until the file is on the disk, so that it survives a power failure.
 
     Raises:
         OSError: it can't be written, as on a full disk; its ``filename`` is ``path``.
@@ -40,7 +40,7 @@ def whole(path: Path, partial: str | None = None, make_folder: bool = True, sync
         with contextlib.suppress(OSError):
             temporary.unlink()
     if sync:
-        with contextlib.suppress(OSError):  # not all file systems do that for a folder
+        with contextlib.suppress(OSError):  # not all file systems can sync a folder
             _sync(path.parent)
 
 
@@ -53,8 +53,13 @@ def _sync(path):
         os.close(descriptor)
 
 
+def unwritten(error: OSError) -> str:
+    """What an error of writing says: the file, which without a name is the standard output, and the reason."""
+    return f'{error.filename or "standard output"} cannot be written: {error.strerror}'
+
+
 def check_file(path: Path, flag: str) -> None:
-    """Check by use, before long work, that a file can be written, and make its folder.
+    """Check, by trying it, that a file can be written, and create its folder. For use before long work.
 
     Raises:
         ValueError: it can't be; the message names the flag that asks for it.
@@ -65,7 +70,7 @@ def check_file(path: Path, flag: str) -> None:
 
 
 def check_folder(folder: Path, flag: str) -> None:
-    """Check by use that files can be made in a folder, and make it.
+    """Create a folder, and check, by trying it, that files can be created there.
 
     Raises:
         ValueError: they can't be; the message names the flag that asks for it.

@@ -175,8 +175,8 @@ def test_a_run_leaves_a_table_its_figures_and_a_plot(tmp_path):
     [
         (['--sizes', '800'], "invalid image size '800': write it as 800x1333"),
         (['--sizes', '0x8'], "invalid image size '0x8': write it as 800x1333"),
-        (['--peers', 'none', 'timm'], '--peers none timm: none stands alone'),
-        (['--out', 'setup.cfg'], '--out setup.cfg cannot be made a folder: File exists'),
+        (['--peers', 'none', 'timm'], '--peers none timm: none excludes all others'),
+        (['--out', 'setup.cfg'], '--out setup.cfg cannot be created as a folder: File exists'),
         (['--windows', '0'], "invalid positive number value: '0'"),
         (
             ['--official', 'missing.py'],

@@ -227,12 +227,12 @@ def checkpoint(fmt, prefix='', **changes):
 
 def right_windows(fmt, prefix, theirs, num_stages):
     """The pretrained windows that a checkpoint says; None if nothing or nothing consistent does."""
-    stated = theirs.get(f'{prefix}pretrained_windows')
-    if fmt == 'swinv2_mm' and isinstance(stated, torch.Tensor):
-        if stated.is_meta or stated.dtype == torch.bool or stated.is_complex() or stated.ndim != 1:
+    saved = theirs.get(f'{prefix}pretrained_windows')
+    if fmt == 'swinv2_mm' and isinstance(saved, torch.Tensor):
+        if saved.is_meta or saved.dtype == torch.bool or saved.is_complex() or saved.ndim != 1:
             return None
-        stated = stated.double()  # float8 compares with nothing
-        return tuple(stated.tolist()) if (stated >= 1).all() and (stated % 1 == 0).all() else None
+        saved = saved.double()  # float8 compares with nothing
+        return tuple(saved.tolist()) if (saved >= 1).all() and (saved % 1 == 0).all() else None
     found = []
     for i in range(num_stages):
         stem = re.escape(prefix + FORMATS[fmt].block.format(i=i, odd=2 * i + 1, j='J')).replace('J', r'\d+')

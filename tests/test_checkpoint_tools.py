@@ -114,7 +114,7 @@ def test_a_config_of_other_weights_is_not_replaced(run, detector, tmp_path):
     (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
     code, _, errors = run('convert_checkpoint', detector, tmp_path / 'model.safetensors', '--to', 'transformers')
     assert code == 2 and not (tmp_path / 'model.safetensors').exists()
-    assert_one_line(errors, 'config.json is there and describes other weights')
+    assert_one_line(errors, 'config.json exists and describes other weights')
     assert json.loads((tmp_path / 'config.json').read_text()) == {'model_type': 'bert'}
 
 

@@ -122,7 +122,7 @@ def test_a_weight_keeps_its_gradient_after_a_cast_without_one():
     """Up to PyTorch 2.8 autocast takes up the cast that it made without gradients."""
     layer, x = nn.Linear(4, 3), torch.randn(2, 4)
     with torch.autocast('cpu', torch.bfloat16):
-        with torch.no_grad(), compat.casts_not_kept():
+        with torch.no_grad(), compat.without_cast_cache():
             layer(x)
         layer(x).float().sum().backward()
         assert torch.is_autocast_cache_enabled()
@@ -132,5 +132,5 @@ def test_a_weight_keeps_its_gradient_after_a_cast_without_one():
 def test_an_mmengine_that_is_too_old_is_refused_in_one_line_that_names_it():
     code = "import mmengine; mmengine.__version__ = '0.7.4'; import swinv2_mm"
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
-    message = 'ImportError: swinv2_mm needs mmengine 0.8 or later, which mmdet 3 and mmseg 1 take too, and this '
+    message = 'ImportError: swinv2_mm needs mmengine 0.8 or later, as mmdet 3 and mmseg 1 do, and this '
     assert run.stderr.split('\n')[-2].startswith(f'{message}environment has 0.7.4: ')

@@ -590,7 +590,7 @@ def test_a_name_with_the_right_hash_is_downloaded(server, tmp_path, digits):
 def test_a_file_with_another_hash_than_its_name_says_is_not_kept(server, tmp_path):
     serve(tmp_path, 'x-0123456a.pth')
     message = error_of(read_checkpoint, f'{server.url}/x-0123456a.pth')
-    assert message.startswith(f'cannot download {server.url}/x-0123456a.pth (it is not the file that its name says, ')
+    assert message.startswith(f'cannot download {server.url}/x-0123456a.pth (it does not have the hash in its name, ')
     assert cached(tmp_path) == []
 
 

@@ -163,7 +163,7 @@ def test_missing_data_names_the_path_and_the_flag(fails, tmp_path):
         ('model.backbone.arch=huger', "arch must be one of tiny, small, base, large, huge, giant or a dict.*'huger'"),
         ('model.backbone.window_size=(8,8)', r'window_size must be an int or 4 ints, one per stage, got \(8, 8\)'),
         ('model.backbone.window_size=0', 'window_size must be ints of at least 1 token and at most 65535, got 0'),
-        ('model.backbone.out_indices=(2,4)', r'out_indices must be increasing stages out of 0 to 3, got \(2, 4\)'),
+        ('model.backbone.out_indices=(2,4)', r'out_indices must be increasing stages from 0 to 3, got \(2, 4\)'),
         ('model.backbone.windows=8', 'has other names for its arguments: windows is window_size'),
     ],
 )
@@ -265,11 +265,11 @@ def test_resume_compares_what_files_of_several_names_say(tmp_path, capsys, monke
     [
         (
             "runner_type = 'FlexibleRunner'",
-            "runner_type 'FlexibleRunner' of the config is not made from {base}: use the",
+            "runner_type 'FlexibleRunner' of the config does not derive from {base}: use the",
         ),
         (
             "runner_type = 'NoRunner'",
-            "runner_type 'NoRunner' of the config is not made from {base}: use the tools of mmdet",
+            "runner_type 'NoRunner' of the config does not derive from {base}: use the tools of mmdet",
         ),
         (
             "strategy = dict(type='FSDPStrategy')",
@@ -335,7 +335,7 @@ def test_predictions_are_written_as_pickle_only(fails, shapes, tmp_path):
 
 
 @pytest.mark.parametrize(('flag', 'windows'), [(['6'], (6,) * 4), (['12', '10', '6', '5'], (12, 10, 6, 5))])
-def test_a_model_is_tested_with_other_windows_and_its_own_normaliser(
+def test_a_model_is_tested_with_other_windows_and_its_own_pretrained_windows(
     load_tool, shapes, tmp_path, monkeypatch, flag, windows
 ):
     cfg = launch.load_config(DEMO)
@@ -428,7 +428,7 @@ def test_a_runner_may_be_named_by_its_class():
     for named, right in ((SwinV2Runner, SwinV2Runner), (Runner, SwinV2Runner), (None, SwinV2Runner)):
         assert runner_class(Config(dict(runner_type=named))) is right
     assert runner_class(Config({}), Runner) is Runner
-    with pytest.raises(ValueError, match=r'runner_type <class .*Linear.> of the config is not made from SwinV2Runner'):
+    with pytest.raises(ValueError, match=r'runner_type <class .*Linear.> .* does not derive from SwinV2Runner'):
         runner_class(Config(dict(runner_type=torch.nn.Linear)))
 
 

@@ -33,8 +33,8 @@ def test_inference_by_onednn_is_the_linear_layer(shape, bias):
 
 @pytest.mark.parametrize('shape', [(8,), (37, 8), (3, 5, 8), (ONEDNN_ROWS, 8), (2, ONEDNN_ROWS, 8)])
 @pytest.mark.parametrize('bias', [False, True])
-@pytest.mark.parametrize('of_gelu', [False, True])
-def test_training_by_onednn_has_the_gradients_of_the_linear_layer(shape, bias, of_gelu):
+@pytest.mark.parametrize('after_gelu', [False, True])
+def test_training_by_onednn_has_the_gradients_of_the_linear_layer(shape, bias, after_gelu):
     layer, x = nn.Linear(8, 6, bias=bias), torch.randn(shape, requires_grad=True)
     of = (x, *layer.parameters())
 
@@ -46,10 +46,10 @@ def test_training_by_onednn_has_the_gradients_of_the_linear_layer(shape, bias, o
         return out, *summed, *first, *second
 
     def plain():
-        return F.linear(F.gelu(x) if of_gelu else x, layer.weight, layer.bias)
+        return F.linear(F.gelu(x) if after_gelu else x, layer.weight, layer.bias)
 
     def own():
-        return apply_linear(layer, x, of_gelu=of_gelu)
+        return apply_linear(layer, x, after_gelu=after_gelu)
 
     for actual, wanted in strict_zip(derivatives(own), derivatives(plain)):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
@@ -93,26 +93,26 @@ def test_a_traced_graph_has_no_private_operator():
     assert 'aten::linear' in str(traced.graph) and 'mkldnn' not in str(traced.graph)
 
 
-def test_of_gelu_has_the_values_and_gradients_of_gelu_and_layer():
+def test_after_gelu_has_the_values_and_gradients_of_gelu_and_layer():
     layer, x = nn.Linear(7, 4).double(), torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(5, 4, dtype=torch.float64)
     of = (x, layer.weight, layer.bias)
     expected = nn.functional.linear(x * (1 + torch.erf(x / 2**0.5)) / 2, layer.weight, layer.bias)
-    torch.testing.assert_close(apply_linear(layer, x, of_gelu=True), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(apply_linear(layer, x, after_gelu=True), expected, rtol=1e-12, atol=1e-12)
     for actual, wanted in strict_zip(
-        torch.autograd.grad(apply_linear(layer, x, of_gelu=True), of, weights),
+        torch.autograd.grad(apply_linear(layer, x, after_gelu=True), of, weights),
         torch.autograd.grad(expected, of, weights),
     ):
         torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
     names = [name for name, _ in layer.named_parameters()]
 
-    def of_gelu(x, *parameters):
+    def after_gelu(x, *parameters):
         with torch.nn.utils.stateless._reparametrize_module(layer, dict(zip(names, parameters))):
-            return apply_linear(layer, x, of_gelu=True)
+            return apply_linear(layer, x, after_gelu=True)
 
     parameters = [p.detach().clone().requires_grad_() for p in layer.parameters()]
-    assert torch.autograd.gradcheck(of_gelu, (x, *parameters))
-    assert torch.autograd.gradgradcheck(of_gelu, (x, *parameters))
+    assert torch.autograd.gradcheck(after_gelu, (x, *parameters))
+    assert torch.autograd.gradgradcheck(after_gelu, (x, *parameters))
 
 
 def kept_for_backward(function):
@@ -122,32 +122,32 @@ def kept_for_backward(function):
     return sizes
 
 
-def test_of_gelu_keeps_one_tensor_of_tokens():
+def test_after_gelu_keeps_one_tensor_of_tokens():
     layer, x = nn.Linear(7, 4), torch.randn(5, 7, requires_grad=True)
-    assert kept_for_backward(lambda: apply_linear(layer, x, of_gelu=True)) == [(5, 7), (4, 7)]
+    assert kept_for_backward(lambda: apply_linear(layer, x, after_gelu=True)) == [(5, 7), (4, 7)]
     assert kept_for_backward(lambda: layer(F.gelu(x))).count((5, 7)) == 2
 
 
 @pytest.mark.parametrize('shape', [(7,), (2, 3, 7)])
 @pytest.mark.parametrize('bias', [False, True])
-def test_of_gelu_takes_any_number_of_dimensions(shape, bias):
+def test_after_gelu_takes_any_number_of_dimensions(shape, bias):
     layer, x = nn.Linear(7, 4, bias=bias).double(), torch.randn(shape, dtype=torch.float64, requires_grad=True)
     of = (x, *layer.parameters())
-    out, expected = apply_linear(layer, x, of_gelu=True), layer(F.gelu(x))
+    out, expected = apply_linear(layer, x, after_gelu=True), layer(F.gelu(x))
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
     for actual, wanted in strict_zip(torch.autograd.grad(out.sum(), of), torch.autograd.grad(expected.sum(), of)):
         torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
 
 
 @needs_onednn
-def test_of_gelu_computes_no_gradient_of_frozen_weights():
+def test_after_gelu_computes_no_gradient_of_frozen_weights():
     layer, x = nn.Linear(7, 4).requires_grad_(False), torch.randn(ONEDNN_ROWS, 7, requires_grad=True)
-    names = names_of_operators(lambda: apply_linear(layer, x, of_gelu=True).sum().backward())
+    names = names_of_operators(lambda: apply_linear(layer, x, after_gelu=True).sum().backward())
     assert (names.count(ONEDNN), names.count('aten::mm'), names.count('aten::gelu')) == (2, 0, 1)
     assert layer.weight.grad is None and x.grad.abs().max() > 0
 
 
-def test_under_autocast_of_gelu_computes_in_bfloat16():
+def test_under_autocast_after_gelu_computes_in_bfloat16():
     mlp, x = Mlp(8, 32, drop=0.0), torch.randn(40, 8, requires_grad=True)
     with torch.autocast('cpu', torch.bfloat16):
         out, expected = mlp(x), mlp.fc2(F.gelu(mlp.fc1(x)))

@@ -290,7 +290,7 @@ def test_the_environment_variable_forces_a_path():
         (
             'flash_cpu',
             0.1,
-            'SWINV2_MM_ATTENTION=flash_cpu has no dropout of attention weights: unset it, or set attn_drop_rate=0',
+            'SWINV2_MM_ATTENTION=flash_cpu cannot drop attention weights: unset it, or set attn_drop_rate=0',
         ),
     ],
 )

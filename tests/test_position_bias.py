@@ -243,7 +243,7 @@ def test_a_teacher_that_follows_a_student_gives_the_maps_of_its_weights(build_sm
         assert torch.equal(averaged(image)[0], fresh(image)[0])
 
 
-def test_a_kept_bias_has_the_normaliser_of_now(continuous):
+def test_a_kept_bias_has_the_current_pretrained_window(continuous):
     with torch.no_grad():
         continuous(*LARGEST)
         continuous.pretrained_window = 5

@@ -263,7 +263,7 @@ def test_arguments_in_the_config_of_timm_replace_what_the_architecture_says(libr
 
 
 @pytest.mark.parametrize('arguments', [dict(img_size=[512, 256]), dict(window_size=[16, 8]), dict(window_size=[8, 16])])
-def test_windows_of_timm_that_are_no_squares_have_no_one_normaliser(config, arguments):
+def test_windows_of_timm_that_are_not_squares_have_no_single_pretrained_window(config, arguments):
     content = {'architecture': 'swinv2_tiny_window16_256', 'model_args': arguments}
     assert windows_from_config(config(content), 4) == TrainedWindows()
 

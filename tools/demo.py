@@ -1,8 +1,8 @@
 """What swinv2_mm is for, from an empty machine to metrics and pictures, in minutes on two CPU cores.
 
-Trains a small SwinV2 classifier at 64 pixels and window 4 on crops of drawn shapes, saves it as the official repository
-would, moves it into Mask R-CNN at 192 pixels and UPerNet at 128, both at window 8, trains and evaluates them, and draws
-what they find.
+Trains a small SwinV2 classifier at 64 pixels and window 4 on crops of drawn shapes, and saves it as the official
+repository would. Then moves it into Mask R-CNN at 192 pixels and UPerNet at 128, both at window 8, trains and evaluates
+them, and draws what they find.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXPECTED = {'bbox AP50': 65, 'mIoU': 50}  # percent, with room for what another 
 HOSTS = ('mmdet.apis', 'mmseg.apis')  # importing them takes ten seconds
 PICTURED = 'val2017/*[05].jpg'  # every fifth of the held-out scenes
 ONE_BOX_EACH = ('--cfg-options', 'model.test_cfg.rcnn.nms.class_agnostic=True')  # AP ranks second guesses too
-METRICS = {  # what is printed of each model's metrics, and what makes it percent
+METRICS = {  # the printed metrics of each model, and the factors that make them percent
     DETECTOR: {
         'bbox AP': ('coco/bbox_mAP', 100),
         'bbox AP50': ('coco/bbox_mAP_50', 100),
@@ -38,18 +38,18 @@ METRICS = {  # what is printed of each model's metrics, and what makes it percen
 
 
 def run(tool: str, *args) -> None:
-    """Run one of the tools beside this file; a failure ends the demo with its exit code."""
+    """Run one of the tools of this folder. If it fails, the demo ends with its exit code."""
     run_side_by_side({(tool, *args): None})
 
 
 def run_side_by_side(commands: dict[tuple, Path | None]) -> None:
-    """Run tools beside this file at once, with equal shares of the cores: for small models that is faster than in turn.
+    """Run tools of this folder at the same time, on equal shares of the cores. For small models that saves time.
 
     Each runs in a process of its own. That is a fork, which finds the hosts imported, unless there is a GPU: CUDA does
     not survive a fork. The first failure stops the others, and ends the demo with its exit code.
 
     Args:
-        commands (dict): of each tool and its arguments, a file for what it prints, or None to have it shown.
+        commands (dict): for each tool with its arguments, a file for what it prints, or None to show it.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // len(commands))
     processes = {}
@@ -90,16 +90,16 @@ def run_script(command: list[str], threads: int, log: Path | None) -> None:
 
 
 def exec_script(command: list[str], threads: int, log: Path | None) -> None:
-    """The same by a fresh interpreter in place of this process."""
+    """The same as `run_script`, in a fresh interpreter that takes the place of this process."""
     prepare(threads, log)
     os.execv(sys.executable, [sys.executable, *command])
 
 
 def prepare(threads: int, log: Path | None) -> None:
-    """Make this process one that works in the repository, with some threads, and prints to a file if there is one."""
+    """Make this process work in the repository, on some threads, and print to ``log`` if that is given."""
     os.chdir(ROOT)
     os.environ['OMP_NUM_THREADS'] = str(threads)
-    os.environ[ending.SILENT] = '1'  # the demo says it if a signal ends them
+    os.environ[ending.SILENT] = '1'  # if a signal ends a tool, the demo prints the line
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open('a') as file:
@@ -137,7 +137,7 @@ def train_and_infer(data_root: Path, folder: Path, images: str, *flags) -> dict[
 
 
 def read_metrics(config: str, work_dir: Path) -> dict[str, float]:
-    """The metrics of the validation at the end, in percent, by what they are called in the table."""
+    """The metrics of the last validation, in percent, by their names in the table."""
     from analysis_tools.plot_curves import read_scalars  # it imports matplotlib, which only the environment has
 
     scalars = read_scalars(work_dir)
@@ -172,7 +172,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='each seed gets a folder there (default: %(default)s)',
     )
     parser.add_argument('--data-root', type=Path, default=Path('data/shapes'), help='default: %(default)s')
-    parser.add_argument('--seed', type=int, default=0, help='of all training (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all training (default: %(default)s)')
     parser.add_argument(
         '--compare',
         action='store_true',

@@ -17,7 +17,7 @@ tifffile or GDAL loads them), or the first of one or two channels in grey. Integ
 Other values are scaled: the darkest hundredth of an image is black, the brightest white.
 
 Ids are taken from the config's test annotations if that file exists and lists the classes, or all of the images.
-Otherwise the 80 classes of COCO have their official ids, and other classes count from 1; image ids are the numbers in
+Otherwise the 80 classes of COCO have their official ids, and other classes count from 1. Image ids are the numbers in
 the file names, as in 000000008193.jpg, or count from 1 if not all files are named so.
 
 Folders are searched recursively, each once even if links lead to it again, and outputs keep the relative paths. If two
@@ -62,12 +62,12 @@ from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
 from swinv2_mm.messages import first_line
-from swinv2_mm.writing import check_folder, whole
+from swinv2_mm.writing import check_folder, unwritten, whole
 
 OVERLAYS, LABELS = 'overlays', 'labels'  # folders of results
-INTERVAL = 10  # seconds between two calls that write all results
+INTERVAL = 10  # seconds between two rewrites of the JSON files
 MAX_PIXELS = 50_000_000
-SHARE = 0.1  # of the time that writing them takes at most
+SHARE = 0.1  # of the time that this may take at most
 
 
 class Prepared(NamedTuple):
@@ -93,7 +93,7 @@ def parse_args(argv=None):
         'images',
         nargs='+',
         metavar='IMAGE_OR_FOLDER_OR_GLOB',
-        help='image files, folders and patterns like "photos/**/*.jpg"; in the latter two, files that end in '
+        help='image files, folders and patterns like "photos/**/*.jpg"; of folders and patterns, files that end in '
         f'{", ".join(EXTENSIONS)}',
     )
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results; older ones are replaced')
@@ -135,7 +135,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
     """Check the flags, and find what they ask for.
 
     Returns:
-        tuple: the config, the images by name and the classes and palette of the checkpoint.
+        tuple: the config, the images by name, and the classes and palette of the checkpoint.
 
     Raises:
         ValueError: a flag, the config or the checkpoint is wrong; the message says what to do.
@@ -226,7 +226,7 @@ def build_pipeline(cfg: Config) -> tuple[Compose, Compose]:
         raise ValueError("imdecode_backend='tifffile' needs a package: pip install tifffile")
     try:
         return Compose(steps[:1]), Compose(steps[1:])
-    except Exception as error:  # each transform has its own
+    except Exception as error:  # each transform raises its own kind
         raise ValueError(f'the test pipeline of {cfg.filename} cannot be built: {first_line(error)}') from error
 
 
@@ -259,7 +259,7 @@ def read_images(images: dict[str, Path], cfg: Config, max_pixels: int, skipped: 
 
 
 def keeps_order(loader: ConfigDict) -> bool:
-    """Whether a loader keeps the order of channels of the file; others give BGR."""
+    """Whether a loader keeps the order of the channels in the file. Other loaders give BGR."""
     return loader.get('imdecode_backend') == 'tifffile' or 'RSImage' in str(loader.type)
 
 
@@ -306,11 +306,11 @@ def predict(model: nn.Module, batch: list[Prepared], skipped: dict[Path, str]) -
 
 
 def write_results(out: Path, done: list[tuple[dict, list[dict]]], categories: list[dict]) -> None:
-    """Write the JSON files of a detector: the images first, so that no prediction is of an unknown one.
+    """Write the JSON files of a detector: the images first, so that every prediction is of a listed image.
 
     Args:
         out (Path): the folder.
-        done (list): of each image its entry and its predictions.
+        done (list): for each image, its entry and its predictions.
         categories (list): by label.
     """
     info = {'images': [image for image, _ in done], 'categories': categories}
@@ -347,7 +347,7 @@ class Results:
         if self.is_detector:
             annotations = read_annotations(test_dataset(cfg))
             self.categories, self.image_ids = list_categories(meta, annotations), list_image_ids([*images], annotations)
-        self.done = []  # of each image of a detector its entry and its predictions
+        self.done = []  # for each image of a detector, its entry and its predictions
         self._due = time.monotonic() + INTERVAL
 
     def add(self, name: str, picture: np.ndarray, sample: BaseDataElement) -> None:
@@ -433,7 +433,7 @@ def main():
     try:
         skipped = infer(model, cfg, images, meta, args)
     except OSError as error:
-        sys.exit(launch.bad_input(f'{error.filename or "standard output"} cannot be written: {error.strerror}'))
+        sys.exit(launch.bad_input(unwritten(error)))
     print(f'{len(images) - len(skipped)} of {len(images)} images done, results in {args.out}')
     for path, reason in skipped.items():
         print(f'skipped {path}: {reason}', file=sys.stderr)

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.runner import runner_class
-from swinv2_mm.writing import check_file, check_folder, whole
+from swinv2_mm.writing import check_file, check_folder, unwritten, whole
 
 
 def parse_args(argv=None):
@@ -70,7 +70,7 @@ def prepare(args):
 
 
 def dump_predictions(cfg, path):
-    """Collect predictions besides computing metrics."""
+    """Collect predictions in addition to metrics."""
     if not path.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out {path}: predictions are written as pickle, name a file that ends with .pkl')
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
@@ -82,7 +82,7 @@ def keep_predictions(runner):
     """Collect the predictions here: the metric that writes them would do so before any metric is logged.
 
     Returns:
-        list: gets the predictions, in the main process.
+        list: receives the predictions, in the main process.
     """
     predictions = []
     runner.test_loop.evaluator.metrics[-1].compute_metrics = lambda results: predictions.extend(results) or {}
@@ -93,7 +93,7 @@ def write_pictures(runner, folder):
     """Make the host's visualization hook write its pictures to a folder, until one can't be written.
 
     Returns:
-        list: the problem goes there, as text.
+        list: receives the problem, as text.
     """
     problems, draw = [], runner.visualizer.add_datasample
     suffix = '.png' if runner.cfg.default_scope == 'mmseg' else None  # else that of the image
@@ -110,10 +110,6 @@ def write_pictures(runner, folder):
 
     runner.visualizer.add_datasample = add_datasample
     return problems
-
-
-def unwritten(error):
-    return f'{error.filename} cannot be written: {error.strerror}'
 
 
 def full_disk(error, work_dir):

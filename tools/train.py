@@ -26,10 +26,10 @@ def parse_args(argv=None):
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='continue from a checkpoint; without PATH from the whole one in the work dir with the most iterations',
+        help='continue from a checkpoint; without PATH, from the whole one in the work dir with the most iterations',
     )
     parser.add_argument('--amp', choices=('bf16', 'fp16'), help='train in mixed precision')
-    parser.add_argument('--checkpoint', help='initial weights of the backbone: a path, a URL, or none for scratch')
+    parser.add_argument('--checkpoint', help='initial weights of the backbone: a path, a URL, or none (from scratch)')
     parser.add_argument('--prefix', default='', metavar='NAME', help=launch.PREFIX_HELP)
     parser.add_argument('--seed', type=int, help='seed of all randomness')
     launch.add_arguments(parser)

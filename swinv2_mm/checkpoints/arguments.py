@@ -24,7 +24,7 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> dict | None:
 
     Returns:
         dict: ``arch``, as its name if it has one, ``in_channels``, ``patch_size``, ``mlp_ratio``, ``qkv_bias`` and
-        ``position_bias``. None if a weight that tells one of them is missing, or no backbone has such weights.
+        ``position_bias``. None if a weight that shows one of them is missing, or no backbone has such weights.
     """
     try:
         arch = _infer_arch(weights)
@@ -33,7 +33,7 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> dict | None:
         parse_arch(arch._asdict())
         in_attention = {match[1] for name in weights if (match := FIRST_ATTENTION.match(name))}
         position_bias = next(kind for kind, bias in POSITION_BIASES.items() if bias.name in in_attention)
-        if sum(arch.depths) > len(weights):  # there is a name of a late block, but not the blocks before it
+        if sum(arch.depths) > len(weights):  # a late block is named, but blocks before it are missing
             return None
     except (KeyError, ValueError, IndexError, StopIteration, ZeroDivisionError):
         return None

@@ -39,7 +39,7 @@ class DownloadError(Exception):
 
 
 def download(url: str, check: Callable[[str], object]) -> str:
-    """Download a file once. Other processes that want it meanwhile wait.
+    """Download a file once. Other processes that want it wait meanwhile.
 
     A file gets its name once it is whole. The next download removes what a killed one left.
 
@@ -93,7 +93,7 @@ def named_by_mmengine(source: str) -> str:
 
 
 def cached_path(url: str) -> Path:
-    """Where a downloaded file is kept: under its own name, which may tell its windows, in a folder for its URL.
+    """Where a downloaded file is kept: under its own name, which may say its windows, in a folder for its URL.
 
     Raises:
         ValueError: the URL names no host.
@@ -134,7 +134,7 @@ def _download_to(path, url, digest):
     try:
         torch.hub.download_url_to_file(url, path, hash_prefix=digest and digest[1], progress=sys.stderr.isatty())
     except RuntimeError as error:
-        raise DownloadError(f'it is not the file that its name says, {error}') from None
+        raise DownloadError(f'it does not have the hash in its name, {error}') from None
     except NETWORK_ERRORS as error:
         raise DownloadError(str(error) or type(error).__name__) from error
     finally:

@@ -53,7 +53,7 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
 
     Args:
         source (str): a path, a URL, which is downloaded once to the cache of `torch.hub`, or mmengine's name for one,
-            such as ``torchvision://swin_v2_t``. The content tells whether the file is of PyTorch or of safetensors.
+            such as ``torchvision://swin_v2_t``. The content shows whether PyTorch or safetensors wrote the file.
 
     Returns:
         dict: the tensors, arrays, plain values and containers of the file, with training settings and what mmengine
@@ -77,7 +77,7 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
 
 
 def _read(path, cure):
-    """What a file holds. If it is damaged, the error names the cure."""
+    """Read what a file holds. If it is damaged, the error names the cure."""
     try:
         if _is_safetensors(path):
             return _safetensors(path).load_file(path)
@@ -119,7 +119,7 @@ def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
 
     Args:
         state_dict (Mapping): tensors by name; for a ``.pth`` or ``.bin`` also a dict of them.
-        path (str): ends in ``.safetensors``, ``.pth`` or ``.bin``. An existing file is replaced.
+        path (str): must end in ``.safetensors``, ``.pth`` or ``.bin``. An existing file is replaced.
 
     Raises:
         CheckpointError: the path has another ending, or can't be written.
@@ -131,7 +131,7 @@ def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
             if path.name.endswith('.safetensors'):
                 partial.touch()
                 mode = partial.stat().st_mode
-                tensors = {name: value.contiguous().clone() for name, value in state_dict.items()}  # none shares memory
+                tensors = {name: value.contiguous().clone() for name, value in state_dict.items()}  # no shared memory
                 _safetensors(path).save_file(tensors, partial, metadata={'format': 'pt'})
                 partial.chmod(mode)  # safetensors makes private files
             else:
@@ -140,7 +140,7 @@ def write_checkpoint(state_dict: Mapping, path: str | os.PathLike) -> None:
     except CheckpointError:
         raise
     except Exception as error:  # each library raises its own kind
-        cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's follows that of the file
+        cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's error hides that of the file
         reason = getattr(cause, 'strerror', None) or first_line(error)
         raise CheckpointError(f'{path} cannot be written: {reason}') from error
 

@@ -1,4 +1,4 @@
-"""Fitting weights to a backbone: all that it needs is there, in the right shape and finite, or there is an error."""
+"""Fitting weights to a backbone: everything that it needs must be there, finite and in the right shape."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Fitted(NamedTuple):
     """Weights that a backbone can load, and what became of the other tensors."""
 
     weights: dict[str, Tensor]  # by names in the backbone, with pretrained_windows if it takes those of the checkpoint
-    rearranged: dict[str, str]  # names in the backbone whose values are not just those of one tensor: how
+    rearranged: dict[str, str]  # names in the backbone whose values were rearranged: how
     left_out: dict[str, str]  # names in the file: why
     initial: dict[str, str]  # names in the backbone that stay at their initial value: why
 
@@ -40,12 +40,12 @@ def fit_weights(
     Args:
         backbone (SwinTransformerV2): what they are for.
         converted (Converted): the weights, without ``pretrained_windows``.
-        windows (TrainedWindows): what is known of their windows.
+        windows (TrainedWindows): what is known about their windows.
         allow_missing (Sequence[str]): as in `load_pretrained`.
 
     Raises:
-        CheckpointError: anything that the backbone needs is missing, misshapen or not finite, or the file holds what
-            the backbone does not know, or nothing says the windows.
+        CheckpointError: anything that the backbone needs is missing, misshapen or not finite; the file holds weights
+            that the backbone does not have; or nothing says the pretrained windows.
     """
     own = _own_weights(backbone)
     for name in allow_missing:
@@ -74,11 +74,11 @@ def fit_weights(
 def check_complete(
     converted: Converted, windows: TrainedWindows, backbone_class: Callable[..., nn.Module]
 ) -> dict[str, object]:
-    """Check that weights are all of some backbone, in the right shapes, without making room for one.
+    """Check, without allocating a backbone, that weights are those of a whole one, in the right shapes.
 
     Args:
         converted (Converted): the weights, without ``pretrained_windows``.
-        windows (TrainedWindows): what is known of their windows.
+        windows (TrainedWindows): what is known about their windows.
         backbone_class (type): `SwinTransformerV2`, which this package does not import.
 
     Returns:
@@ -91,7 +91,7 @@ def check_complete(
     arguments = infer_arguments(weights)
     if arguments is None:
         raise CheckpointError(
-            'it lacks weights that tell its architecture, in its first block or the logit_scale of a stage'
+            'it lacks weights that show its architecture, in its first block or the logit_scale of a stage'
         )
     depths = parse_arch(arguments['arch']).depths
     if windows.pretrained_window_sizes and len(windows.pretrained_window_sizes) != len(depths):
@@ -107,7 +107,7 @@ def check_complete(
 
 
 def _build_on_meta(backbone_class, arguments, window_size):
-    """A backbone without memory, which has an output norm for every stage."""
+    """Build a backbone on the meta device, with an output norm for every stage."""
     stages = range(len(parse_arch(arguments['arch']).depths))
     in_shapes = window_size and not POSITION_BIASES[arguments['position_bias']].has_pretrained_window
     windows = dict(window_size=window_size) if in_shapes else {}
@@ -124,7 +124,7 @@ def _own_weights(backbone):
 
 
 def _drop_unbuilt(converted, own, backbone, theirs):
-    """The weights of what the backbone builds, and why the other tensors are left out, by their names in the file."""
+    """The weights of the stages that the backbone builds, and why other tensors are left out, by name in the file."""
     left_out, weights = dict(converted.left_out), {}
     unbuilt = _unbuilt(backbone, theirs)
     for name, in_file in converted.names.items():
@@ -149,7 +149,7 @@ def _unbuilt(backbone, theirs):
 
 
 def _adapt(name, value, own, backbone, allow_missing):
-    """A weight of another shape in that of the backbone's own, and what was done; as it is if nothing helps."""
+    """Bring a weight into the shape of the backbone's own, if possible. Returns it, and what was done or None."""
     bias = POSITION_BIASES[backbone.position_bias]
     if f'.attn.{bias.name}.' in name:
         try:
@@ -163,9 +163,10 @@ def _adapt(name, value, own, backbone, allow_missing):
 
 
 def _match_channels(filters, own):
-    """(C, channels, P, P) for the channels of the backbone's own, and what was done; as they are if nothing fits.
+    """Match patch filters, (C, channels, P, P), to the image channels of the backbone, if their other sides fit.
 
-    The sum over RGB gives a grey image the features that it has as RGB.
+    Returns the filters, and what was done or None. Filters that are summed over RGB give a grey image the features that
+    it has as RGB.
     """
     given, wanted = filters.shape[1:2].numel(), own.shape[1]
     if given == wanted or filters.ndim != 4 or filters[:, 0].shape != own[:, 0].shape:
@@ -212,12 +213,12 @@ def is_within(name: str, modules: Iterable[str]) -> bool:
 
 
 def _check_shapes(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], theirs: dict | None, ours: dict):
-    """Check that weights are those of a backbone by name and shape, all and no other.
+    """Check that weights match those of a backbone by name and shape, with none missing and none left over.
 
     Args:
         own: the weights that the backbone needs.
         weights: those of the file.
-        theirs: the arguments that the file shows, None where it shows none.
+        theirs: the arguments that the file shows; None if it does not show them.
         ours: the arguments of the backbone.
     """
     lacking = [name for name in own if name not in weights]
@@ -239,7 +240,7 @@ def _check_shapes(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], thei
         name = misshapen[0]
         shapes = [tuple(tensors[name].shape) for tensors in (weights, own)]
         wrong.append(f'it has {first_of(misshapen)} of shape {shapes[0]}, not {shapes[1]}')
-    cure = 'it is damaged, or not a Swin V2 of the published kind'
+    cure = 'it is damaged, or differs from the published Swin V2'
     if len(wrong) == 1 and unknown:
         cure = 'it is damaged, or holds more than a backbone, which should then be left out'
     raise CheckpointError(f'{"; ".join(wrong)}: {cure}')

@@ -37,18 +37,18 @@ def load_pretrained(
         backbone (SwinTransformerV2): the backbone to load into.
         source (str | Mapping): a path, a URL or a state dict.
         allow_missing (str | Sequence[str]): names of parameters or modules of the backbone that may stay at their
-            initial value if the file lacks them or has them in another shape. With ``patch_embed.proj``, for images of
-            other channels, the filters of the channels that both have stay, or become their sum for one channel. The
-            patch embedding must be there in some shape: it tells the format.
-        prefix (str): which backbone to take where the file holds several, such as ``teacher``: the start of its names,
-            or the keys of the dicts around them.
+            initial value if the file lacks them or has them in another shape. ``patch_embed.proj`` is for images with
+            another number of channels: the filters of the channels that both have are kept, or summed for one channel.
+            The file must hold a patch embedding of some shape, because it identifies the format.
+        prefix (str): which backbone to take if the file holds several, such as ``teacher``: the start of its names, or
+            the keys of the dicts around them.
 
     Returns:
-        LoadReport: what was loaded, converted, left out and left as it was, and the windows.
+        LoadReport: what was loaded, converted, left out or left at its initial value, and the windows.
 
     Raises:
         CheckpointError: the file can't be read (`read_checkpoint`), holds no Swin V2 or one that does not fit the
-            backbone, or nothing says which windows it was trained with.
+            backbone, or nothing says its pretrained windows.
         TypeError: the backbone is not a `SwinTransformerV2`.
         ValueError: the backbone is on the meta device.
     """
@@ -105,7 +105,7 @@ def fit_pretrained(
 
 
 def read_weights(source: str | os.PathLike | Mapping, prefix: str = '') -> tuple[Converted, TrainedWindows]:
-    """The weights of a checkpoint by our names, and its windows as far as something says them.
+    """Read the weights of a checkpoint, by our names, and its windows as far as something says them.
 
     Args:
         source (str | Mapping): a path, a URL or a state dict.
@@ -120,11 +120,11 @@ def read_weights(source: str | os.PathLike | Mapping, prefix: str = '') -> tuple
 
 
 def convert_with_windows(checkpoint: Mapping, path: str | None, prefix: str = '') -> tuple[Converted, TrainedWindows]:
-    """`read_weights` of what a file holds; its path may say the windows."""
+    """`read_weights` from the contents of a file; its path may say the windows."""
     converted = convert(checkpoint, prefix)
     buffer = converted.weights.pop('pretrained_windows', None)
     arguments = infer_arguments(converted.weights)
-    if arguments is None:  # incomplete: the rest tells nothing, and fits no backbone
+    if arguments is None:  # incomplete weights show no windows, and fit no backbone
         return converted, TrainedWindows()
     if POSITION_BIASES[arguments['position_bias']].has_pretrained_window:
         return converted, infer_windows(buffer, converted.tables, path, arguments)
@@ -136,7 +136,7 @@ def named_in_errors(source: str | os.PathLike | Mapping) -> Iterator[None]:
     """Put the name of a checkpoint before a `CheckpointError` about what it holds, and make it one line."""
     try:
         yield
-    except ValueError as error:  # a CheckpointError, or of a number in a name that no int holds
+    except ValueError as error:  # a CheckpointError, or a number in a name that is too long for an int
         raise CheckpointError(f'checkpoint {_label(source)}: {printable(" ".join(str(error).splitlines()))}') from None
 
 

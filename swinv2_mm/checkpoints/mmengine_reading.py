@@ -28,7 +28,7 @@ def register() -> None:
 
 
 def load_from_source(filename: str, map_location=None) -> dict:
-    """What mmengine's loaders return, on the CPU.
+    """Load what mmengine's loaders return, on the CPU.
 
     Args:
         filename (str): a path, a URL, or a name that mmengine has a URL for, such as ``torchvision://resnet50``.
@@ -38,7 +38,9 @@ def load_from_source(filename: str, map_location=None) -> dict:
         CheckpointError: there is no such file or name, or it can't be read.
     """
     if filename.startswith('pavi://'):
-        raise CheckpointError(f'checkpoint {filename}: this scheme is not supported: download the file, and name that')
+        raise CheckpointError(
+            f'checkpoint {filename}: this scheme is not supported: download the file, and pass its path'
+        )
     checkpoint = _read(filename)
     return mmengine_checkpoint._process_mmcls_checkpoint(checkpoint) if filename.startswith('mmcls://') else checkpoint
 

@@ -12,7 +12,7 @@ from ..messages import printable
 class LoadReport(NamedTuple):
     """What `load_pretrained` did with a checkpoint. As a string, a small table.
 
-    Window sizes are per stage, in tokens; those of the checkpoint are None where nothing says them.
+    Window sizes are per stage, in tokens. Those of the checkpoint are None if nothing says them.
     """
 
     source: str  # the path or URL
@@ -50,7 +50,7 @@ def describe_tensors(report: NamedTuple, width: int) -> list[str]:
 
     Args:
         report (NamedTuple): a `LoadReport`, or another report with fields of these names.
-        width (int): letters of the first column.
+        width (int): characters of the first column.
     """
     fields = {
         'loaded': report.loaded,

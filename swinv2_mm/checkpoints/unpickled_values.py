@@ -1,4 +1,4 @@
-"""What stands for the values and functions that a pickle names, and checks what it is given.
+"""Stand-ins for the values and functions that a pickle names. Each checks its arguments.
 
 No function of a library can be reached from a file. What a file names is looked up in `FUNCTIONS` and `CLASSES`, and
 each call goes to a function here. Arguments come from the file, so they may be anything.
@@ -35,7 +35,7 @@ TENSOR_NAME = re.compile(r'torch\._(utils|tensor)\._rebuild|torch\.Tensor')
 
 
 class Unread:
-    """Something that a file names, on the stack: it can't be called. Stands for everything that is made from it."""
+    """Stands on the stack for something that a file names, and for everything made from it. It can't be called."""
 
     def __init__(self, name: str):
         self.name = name
@@ -229,7 +229,7 @@ OF_KEYS = {  # functions whose argument becomes keys
     'builtins.set': _safe_members,
     'builtins.frozenset': _safe_members,
 }
-CLASSES = {  # that are named and never called, and the dtypes of storages
+CLASSES = {  # named and never called; storages with their dtypes
     **{f'torch.{kind}Storage': dtype for kind, dtype in STORAGES.items()},
     'torch.storage.UntypedStorage': torch.uint8,
     **dict.fromkeys(('numpy.ndarray', 'torch.Tensor', 'torch.nn.parameter.Parameter')),

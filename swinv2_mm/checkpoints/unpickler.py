@@ -186,7 +186,7 @@ class Unpickler(pickle._Unpickler):
         super().load_frozenset()
 
     def _takes(self, container, kinds):
-        """Whether a container is to be filled. It must be one of these kinds, or of a class that is not read."""
+        """Whether to fill a container. It must be of one of these kinds, or of a class that is not read."""
         check(type(container) in (*kinds, Unread), kinds[0].__name__)
         return type(container) is not Unread
 

@@ -1,7 +1,7 @@
 """Reading files of ``torch.save`` without running code from them.
 
-``torch.load(weights_only=True)`` does so too, but before PyTorch 2.6 it passes TorchScript archives to a loader that
-runs them (CVE-2025-32434), and in any version it fails on a file with one class that it does not know. Here no
+``torch.load(weights_only=True)`` does so too. But before PyTorch 2.6 it passes TorchScript archives to a loader that
+runs them (CVE-2025-32434), and every version fails on a file with a single class that it does not know. Here no
 function of a library can be reached from a file: what the file names is looked up in a list, and each call goes to a
 function in `unpickled_values`, which checks its arguments. What is not on the list is never made: it is left out, and
 named. Storages take no more memory than the file has data for.

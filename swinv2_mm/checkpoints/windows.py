@@ -25,10 +25,10 @@ MALFORMED = OSError, ValueError, LookupError, TypeError, AttributeError, Recursi
 
 
 class TrainedWindows(NamedTuple):
-    """What is known of a checkpoint's windows, one per stage, in tokens."""
+    """What is known about a checkpoint's windows, one per stage, in tokens."""
 
     pretrained_window_sizes: tuple[int, ...] | None = None
-    window_size: tuple[int, ...] | None = None  # that it attended in
+    window_size: tuple[int, ...] | None = None  # in which it attended
     origin: str | None = None  # what says so
 
 
@@ -38,9 +38,9 @@ def infer_windows(
     source: str | os.PathLike | None,
     arguments: Mapping,
 ) -> TrainedWindows:
-    """The windows of a checkpoint: by what it holds, else by its name, else by the ``config.json`` beside it.
+    """Find the windows of a checkpoint: in what it holds, else in its name, else in the ``config.json`` beside it.
 
-    Where two of them differ, a warning is logged.
+    If two of them differ, a warning is logged.
 
     Args:
         buffer (Tensor, optional): ``pretrained_windows`` of our own checkpoints, (stages,).
@@ -81,7 +81,7 @@ def windows_from_weights(weights: Mapping[str, Tensor], arguments: Mapping) -> T
         TrainedWindows: empty if the bias of a stage is missing.
 
     Raises:
-        CheckpointError: a bias has a shape that is of no window.
+        CheckpointError: the shape of a bias fits no window.
     """
     bias, windows = POSITION_BIASES[arguments['position_bias']], []
     for i in range(len(parse_arch(arguments['arch']).depths)):
@@ -116,8 +116,8 @@ def windows_from_tables(tables: Mapping[str, Tensor], num_stages: int) -> Traine
     """The windows that the tables of log-spaced coordinates in official checkpoints show.
 
     The corner of a table, which is the largest offset in a window of W tokens, is ``log2(1 + 8 (W-1) / (P-1)) / 3``
-    where P is the pretrained window. The whole table is then compared with that of P. A window of one token has one
-    offset, 0, and shows nothing but itself.
+    where P is the pretrained window. The whole table is then compared with that of P. A window of one token has only
+    the offset 0, which is the same for any P.
 
     Args:
         tables (Mapping): (1, 2W-1, 2W-1, 2) or (2W-1, 2W-1, 2), by our names: ``layers.I.blocks.J.attn.`` and so on.
@@ -127,13 +127,13 @@ def windows_from_tables(tables: Mapping[str, Tensor], num_stages: int) -> Traine
         TrainedWindows: empty if a stage has no table.
 
     Raises:
-        CheckpointError: a table is of no window, or two tables of a stage differ.
+        CheckpointError: a table fits no window, or two tables of a stage differ.
     """
     found = {}
     for name, table in tables.items():
         match = COORDS_TABLE.match(name)
         if not match:
-            raise CheckpointError(f'{name} belongs to no block: the file is damaged')
+            raise CheckpointError(f'{name} is not in a block: the file is damaged')
         stage = int(match[1])
         windows = _windows_of_table(name, table)
         if found.setdefault(stage, windows) != windows:

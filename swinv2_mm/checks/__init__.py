@@ -1,1 +1,1 @@
-"""What is checked of a user's data, options and settings before anything is written, so that mistakes are one line."""
+"""Checks of a user's data, options and settings before anything is written: each mistake is one line."""

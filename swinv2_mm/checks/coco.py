@@ -22,7 +22,7 @@ DECODED = 20_000  # objects whose run-length codes are read, evenly spread
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run reads of the annotations besides what mmdet always reads.
+    """What a run reads from the annotations besides what mmdet always reads.
 
     Attributes:
         masks (bool): the pipeline loads masks.
@@ -108,7 +108,7 @@ def check_annotations(path: str, coco: object, classes: Sequence[str], needs: Ne
         image = images[annotation['image_id']]
         kept = _is_kept(annotation, image)
         objects += kept
-        if not needs.panoptic or (kept and _is_thing(annotation, categories)):  # as mmdet's filters have it
+        if not needs.panoptic or (kept and _is_thing(annotation, categories)):  # as mmdet filters
             annotated.add(image['id'])
         if kept and needs.segmentations and isinstance(annotation['segmentation'], Mapping):
             coded.append((where, annotation['segmentation'], image))
@@ -278,7 +278,7 @@ def _reference_problem(annotation, images, categories, classes):
 
 
 def _box_problem(annotation, counts):
-    """What is wrong with box and area. Of categories that are not classes, mmdet only counts the numbers of the box."""
+    """What is wrong with box and area. If the category is not a class, mmdet only needs a box of four entries."""
     for key in ('bbox', 'area'):
         if key not in annotation:
             return f'has no {key!r}: add or remove it'
@@ -298,7 +298,7 @@ def _evaluation_problem(annotation):
     """What is wrong with the keys that only COCO's evaluation reads."""
     number, crowd = annotation['id'], annotation.get('iscrowd')
     if not isinstance(crowd, (bool, int)):
-        return f"iscrowd is {reprlib.repr(crowd)}, and COCO's evaluation reads it: write 0, or 1 of crowds"
+        return f"iscrowd is {reprlib.repr(crowd)}, and COCO's evaluation reads it: write 0, or 1 for crowds"
     if not (_is_number(number) or number.isdigit()):
         return f"id is {number!r}, and COCO's evaluation takes only numbers: renumber the annotations"
     return None

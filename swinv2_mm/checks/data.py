@@ -1,4 +1,4 @@
-"""Checks of data before training and testing: what the hosts would find late, with a traceback, or learn wrongly.
+"""Checks of data before training and testing: mistakes that the hosts report late, with a traceback, or not at all.
 
 mmdet's `CocoDataset`, mmseg's `BaseSegDataset` and classes derived from them are checked, as long as these read files
 in the same way. Other data sets, and data that are not on a disk, are left to the host.
@@ -43,8 +43,8 @@ def innermost_datasets(cfg: Config, splits: tuple[str, ...] = ('train', 'val', '
 def check_contents(cfg: Config, splits: tuple[str, ...]) -> None:
     """Check annotations, images, label maps and numbers of classes.
 
-    It reads the annotations in full, which images exist, the headers of 1000 images of a detection data set or of all
-    images and label maps of a segmentation data set, and the values of 50 label maps.
+    Annotations are read in full. All images in use must exist. Of a detection data set, the headers of 1000 images are
+    read; of a segmentation data set, those of all images and label maps, and the values of 50 label maps.
 
     Args:
         cfg (Config): the config, whose paths exist (`launch.check_data`).

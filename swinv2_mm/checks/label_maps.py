@@ -31,7 +31,7 @@ def check_some_images(dataset, pairs: Sequence[Mapping], source: str) -> None:
         return
     folder, suffix = dataset.data_prefix.get('img_path') or '', dataset.img_suffix
     if dataset.ann_file and os.path.isfile(dataset.ann_file):
-        raise ValueError(f'{dataset.ann_file} names no images: write one name a line, without {suffix}')
+        raise ValueError(f'{dataset.ann_file} names no images: write one name per line, without {suffix}')
     kinds = Counter(os.path.splitext(name)[1] for name in file_names(folder))
     have = kinds.most_common(1)[0][0] if kinds else None
     if have and not suffix.endswith(have):

@@ -10,7 +10,7 @@ import numpy as np
 
 CODES = range(48, 48 + 64)  # the characters that stand for 6 bits each
 LONGEST = 12  # characters of a number
-FARTHEST = 100  # longer sides of the image that a point may be away: pycocotools draws all lines to it in memory
+FARTHEST = 100  # how far away a point may be, in longer sides of the image: pycocotools draws all lines in memory
 
 
 def segmentation_problem(segmentation: object, image: Mapping, evaluated: bool) -> str | None:

@@ -45,7 +45,7 @@ class ConfigOptions(DictAction):
                 if not equals or not all(key.split('.')):
                     raise ValueError
                 super().__call__(parser, namespace, [word], option_string)
-            except (AssertionError, ValueError):  # the former if brackets don't match
+            except (AssertionError, ValueError):  # an AssertionError if brackets don't match
                 parser.exit(2, f'error: {option_string} {word}: must be KEY=VALUE, as train_dataloader.batch_size=4\n')
 
 
@@ -174,9 +174,9 @@ def accepted_names(place: list[str], node: Mapping) -> set[str] | None:
 def _arguments(function: Callable) -> set[str] | None:
     """The names that a function or class takes; None if any is.
 
-    Where a class hands what it does not know to others, those of all its base classes count too.
+    If a class passes unknown arguments on, those of its base classes count too.
     """
-    taken, hands_on = set(), False
+    taken, passes_on = set(), False
     for owner in inspect.getmro(function) if isinstance(function, type) else [function]:
         function = vars(owner).get('__init__') if isinstance(owner, type) else owner
         if function is None or owner is object:
@@ -188,15 +188,15 @@ def _arguments(function: Callable) -> set[str] | None:
             return None
         taken |= {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
         rest = next((one.name for one in parameters if one.kind is one.VAR_KEYWORD), None)
-        if rest and not _is_handed_on(rest, source):
+        if rest and not _is_passed_on(rest, source):
             return None
-        hands_on = hands_on or rest is not None
-        if not hands_on:
+        passes_on = passes_on or rest is not None
+        if not passes_on:
             break
     return taken - {'self'}
 
 
-def _is_handed_on(name, source):
+def _is_passed_on(name, source):
     """Whether a method only passes its ``**name`` on to other classes' ``__init__``."""
     nodes = list(ast.walk(ast.parse(textwrap.dedent(source))))
     calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, 'attr', None) == '__init__']

@@ -1,7 +1,7 @@
 """From the flags of a command line to a config that is known to work: what training and testing share.
 
-A user's mistake costs one line. Checks run before the `Runner` is built and leave nothing behind, except those that
-need the whole model: of the weights of a model to test, and of parameter groups.
+A user's mistake costs one line. Checks run before the `Runner` is built and leave nothing behind. Two checks need the
+whole model and come later: of the weights to test, and of the parameter groups.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..checks.options import ConfigOptions, merge_options
 from ..messages import first_line
 from .model_weights import load_model, unwrapped
 
-PREFIX_HELP = 'which backbone, where the file holds several: the start of its names, such as teacher'
+PREFIX_HELP = 'which backbone to take if the file holds several: the start of its names, such as teacher'
 LAUNCHERS = {  # the variable that tells a process its rank, and what sets it
     'pytorch': ('RANK', 'torchrun'),
     'slurm': ('SLURM_PROCID', 'srun'),
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='override values of the config, for example train_dataloader.batch_size=4',
     )
     parser.add_argument(
-        '--skip-data-checks', action='store_true', help='do not look into annotations, images and label maps beforehand'
+        '--skip-data-checks', action='store_true', help='do not check annotations, images and label maps before the run'
     )
     parser.add_argument('--local-rank', type=int, help=argparse.SUPPRESS)  # given by older launchers
 
@@ -93,7 +93,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
 
 
 def _allow_onedl_recipes():
-    """Add the name under which OneDL distributes mmseg, which mmengine's list of recipe packages lacks."""
+    """Add OneDL's distribution of mmseg to mmengine's list of packages with recipes, which lacks it."""
     packages = mmengine.config.utils.MODULE2PACKAGE
     if not is_installed(packages['mmseg']) and is_installed('onedl-mmsegmentation'):
         packages['mmseg'] = 'onedl-mmsegmentation'
@@ -123,7 +123,7 @@ def set_data_root(cfg: Config, data_root: str) -> None:
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Check that the files and folders exist which the data sets of some splits name.
+    """Check that the files and folders that the data sets of some splits name are there.
 
     Args:
         cfg (Config): the config.
@@ -187,7 +187,7 @@ def set_initial_weights(cfg: Config, checkpoint: str, prefix: str = '') -> None:
         cfg (Config): the config. The file is for every `SwinTransformerV2` in its model, or for its other backbones
             where there is none.
         checkpoint (str): a path, a URL or ``none``.
-        prefix (str): which backbone of the file, as in `load_pretrained`.
+        prefix (str): which backbone to take, as in `load_pretrained`.
 
     Raises:
         ValueError: the model has no backbone.
@@ -206,7 +206,7 @@ def set_initial_weights(cfg: Config, checkpoint: str, prefix: str = '') -> None:
 
 
 def drop_initial_weights(cfg: Config) -> None:
-    """Start all backbones from scratch, as for a checkpoint of the whole model that is loaded later."""
+    """Start all backbones from scratch, because a checkpoint of the whole model is loaded later."""
     for backbone in find_backbones(cfg).values():
         backbone.init_cfg = None
 
@@ -237,10 +237,10 @@ def check_backbone(cfg: Config) -> nn.ModuleList:
 
 
 def set_window_size(model: nn.Module, window_size: Sequence[int]) -> None:
-    """Have all backbones attend in other windows, as the flag ``--window-size`` asks; their pretrained windows stay.
+    """Make all backbones attend in other windows, as ``--window-size`` asks. Their pretrained windows stay the same.
 
     Args:
-        model (nn.Module): the backbones, or what has them in it.
+        model (nn.Module): the backbones, or a model that contains them.
         window_size (Sequence[int]): window size in tokens, one for all stages or one per stage.
 
     Raises:

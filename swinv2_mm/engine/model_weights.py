@@ -58,10 +58,10 @@ def load_model(
             value in a transfer, e.g. ``backbone.patch_embed.proj``; or a whole ``backbone``.
 
     Returns:
-        ModelReport: what was loaded, converted, left out and left as it was.
+        ModelReport: what was loaded, converted, left out or left at its initial value.
 
     Raises:
-        CheckpointError: a weight is missing, unknown, of another shape or no finite number; the model is as it was.
+        CheckpointError: a weight is missing, unknown, of another shape or not finite; the model stays as it was.
     """
     model = unwrapped(model)
     with named_in_errors(source):
@@ -85,7 +85,7 @@ def load_model(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside what distributes it, or augments its images at test time."""
+    """The model inside wrappers that distribute it, or augment its images at test time."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
@@ -97,7 +97,7 @@ def _backbones(model):
 
 
 def _fit_model(model, checkpoint, source, transfer, allow_missing):
-    """The weights to load, backbones by our names, and the report of these as far as it is known before."""
+    """The weights to load, those of backbones by our names, and what the report can say before they are loaded."""
     held, own = checkpoint.get('state_dict'), model.state_dict()
     tensors = unwrap({'state_dict': held} if isinstance(held, Mapping) else checkpoint)[0]
     tensors = _without_prefix(tensors, own)
@@ -140,7 +140,7 @@ def _fit_backbone(backbone, path, tensors, source, transfer, allow_missing):
         if not is_within(path, allow_missing):
             raise CheckpointError(f'{path or "the model"}: {error}') from None
     initial = dict.fromkeys(backbone.state_dict(), 'allowed by allow_missing')
-    return Fitted({}, {}, dict.fromkeys(tensors, 'of no backbone that fits'), initial)
+    return Fitted({}, {}, dict.fromkeys(tensors, 'of a backbone that does not fit'), initial)
 
 
 def _without_prefix(tensors, own):
@@ -163,7 +163,7 @@ def _completed(report, before, missing, unexpected):
 
 
 def _check_whole(report, backbones, transfer, allow_missing):
-    """Check that nothing stayed initial that must not, and that the file of a whole model holds nothing else.
+    """Check that every weight that must be in the file was loaded, and that a whole model's file holds nothing else.
 
     In a transfer, a backbone of the file was checked before: it may lack output norms.
     """
@@ -190,6 +190,6 @@ def _check_kind(name, value: Tensor, own: Tensor):
     cast = value.to(own.dtype)
     if not own.is_floating_point():
         if not torch.equal(cast.to(value.dtype), value):
-            raise CheckpointError(f'{name} holds numbers that {own.dtype} does not: it is damaged')
+            raise CheckpointError(f'{name} holds numbers that do not fit {own.dtype}: it is damaged')
     elif not all_finite(cast) and (own is value or all_finite(own)):
         raise CheckpointError(f'{name} holds NaN or infinity: the training that wrote it diverged, take another one')

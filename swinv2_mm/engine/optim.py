@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from ..backbone import SwinTransformerV2
 from ..position_bias import POSITION_BIASES
 
-NO_DECAY = (
-    'logit_scale',
-    *(bias.name for bias in POSITION_BIASES.values()),
-)  # parts of names; norms and biases are told by their shape
+# Parts of the names of parameters without weight decay. Norms and biases are known by their shape and ending.
+NO_DECAY = ('logit_scale', *(bias.name for bias in POSITION_BIASES.values()))
 MULTIPLIERS = {'lr_mult', 'decay_mult'}
 
 
@@ -31,9 +29,9 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Args:
         optim_wrapper_cfg (dict): the optim wrapper, with an ``optimizer`` that has ``lr`` and ``weight_decay``.
         paramwise_cfg (dict, optional): ``decay_rate`` (float, 1 by default), the learning rate of a block over that of
-            the next one; and ``custom_keys`` (dict), which maps parts of parameter names to dicts with ``lr_mult`` and
-            ``decay_mult``, which multiply the parameter's learning rate and weight decay. The longest part in a name
-            counts.
+            the next one. ``custom_keys`` (dict) maps parts of parameter names to dicts with ``lr_mult`` and
+            ``decay_mult``, factors of the parameter's learning rate and weight decay. If several parts are in a name,
+            the longest counts.
 
     Raises:
         ValueError: an option is unknown or out of range; on building the optimizer also if a key of ``custom_keys`` is
@@ -50,9 +48,8 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         options.update({name: value for name, value in (paramwise_cfg or {}).items() if value is not None})
         super().__init__(optim_wrapper_cfg, options)
-        self.optimizer_cfg = dict(
-            self.optimizer_cfg
-        )  # of a ConfigDict groups become ConfigDicts, which fail to compile
+        # A plain dict: the groups of a ConfigDict would be ConfigDicts too, which torch.compile does not take.
+        self.optimizer_cfg = dict(self.optimizer_cfg)
         self.decay_rate, self.custom_keys = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['custom_keys']
         if self.base_lr is None or self.base_wd is None:
             raise ValueError(f'optimizer must have lr and weight_decay, got {self.optimizer_cfg!r}')
@@ -94,7 +91,7 @@ class SwinV2OptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def has_weight_decay(name: str, parameter: Tensor) -> bool:
-    """Whether the official ``optimizer.py`` decays a parameter: no vector, bias, logit scale or position bias."""
+    """Whether a parameter decays, as in the official ``optimizer.py``: no vector, bias, logit scale, position bias."""
     return parameter.ndim > 1 and not name.endswith('.bias') and not any(part in name for part in NO_DECAY)
 
 

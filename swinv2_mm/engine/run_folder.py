@@ -13,7 +13,7 @@ from mmengine.dist import broadcast_object_list, get_rank
 
 from ..checkpoints.files import CheckpointError, read_checkpoint
 
-_locks = []  # files that stay open while the process lives
+_locks = []  # lock files, open for as long as the process lives
 
 
 def find_resume(work_dir: str | os.PathLike, resume: str) -> str:

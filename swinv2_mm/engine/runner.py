@@ -1,7 +1,7 @@
-"""A Runner of mmengine that resumes an interrupted run as if it had not been interrupted.
+"""An mmengine Runner that resumes an interrupted run as if it had not been interrupted.
 
 Checkpoints are whole or absent, and one stays until the next is whole. Training draws its random numbers by position,
-not by history: an iteration and a sample are seeded by their place in the run, so no state of a generator needs to be
+not by history: an iteration and a sample are seeded by their place in the run. So no state of a generator needs to be
 saved, and data that was trained on before is not loaded again.
 """
 
@@ -38,9 +38,7 @@ from .training_state import check_progress, check_training_state, count_states, 
 PARTIAL = '.checkpoint.partial'  # while it is written; a killed run leaves it, and the next one replaces it
 DISK_IS_FULL_OR_READ_ONLY = errno.ENOSPC, errno.EDQUOT, errno.EROFS
 OF_A_RUN = re.compile(r'(iter|epoch)_\d+\.pth')
-FAST_FORWARDS = digit_version(mmengine.__version__) >= digit_version(
-    '0.10.3'
-)  # resumed loops first load trained batches
+FAST_FORWARDS = digit_version(mmengine.__version__) >= digit_version('0.10.3')  # resumed loops reload trained batches
 
 
 @RUNNERS.register_module()
@@ -66,7 +64,7 @@ class SwinV2Runner(Runner):
     def register_hooks(self, default_hooks=None, custom_hooks=None) -> None:
         """Register the hooks of the config, and two that every run needs."""
         super().register_hooks(default_hooks, custom_hooks)
-        self.outdated = {}  # what removes a checkpoint, by its path
+        self.outdated = {}  # functions that remove a checkpoint, by its path
         self.register_hook(SeedHook())
         self.register_hook(LateRemovalHook())
 
@@ -80,7 +78,7 @@ class SwinV2Runner(Runner):
             return super().train()
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """Build the training loop. Of a resumed run it starts with the batch after the last trained one."""
+        """Build the training loop. That of a resumed run starts with the batch after the last trained one."""
         if not isinstance(loop, dict):
             return super().build_train_loop(loop)
         epoch, iteration = self._resume_progress()
@@ -193,7 +191,7 @@ class SwinV2Runner(Runner):
         """Save a checkpoint with mmengine's options, on a local disk whole or not at all.
 
         Raises:
-            CheckpointError: it can't be written; the files that are there stay.
+            CheckpointError: it can't be written; existing files stay.
         """
         meta = dict(meta or {}, num_optimizer_states=count_states(self.optim_wrapper)) if save_optimizer else meta
         options = dict(
@@ -221,10 +219,10 @@ def runner_class(cfg: Config, base: type[Runner] = SwinV2Runner) -> type[Runner]
 
     Args:
         cfg (Config): the config.
-        base (type): what runs where the config names none, or mmengine's `Runner`; others must be made from it.
+        base (type): the class if the config names none, or mmengine's `Runner`; any other must derive from it.
 
     Raises:
-        ValueError: the runner is not made from it, or the config has a strategy, as mmengine's `FlexibleRunner` takes.
+        ValueError: the runner does not derive from it, or the config has a strategy for mmengine's `FlexibleRunner`.
     """
     named, strategy = cfg.get('runner_type') or 'Runner', cfg.get('strategy')
     with RUNNERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
@@ -234,7 +232,7 @@ def runner_class(cfg: Config, base: type[Runner] = SwinV2Runner) -> type[Runner]
         kind = strategy.get('type') if isinstance(strategy, Mapping) else strategy
         raise ValueError(f'strategy {kind!r} of the config needs a FlexibleRunner, which does not run here: {cure}')
     if found is not Runner and not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f'runner_type {named!r} of the config is not made from {base.__name__}: {cure}')
+        raise ValueError(f'runner_type {named!r} of the config does not derive from {base.__name__}: {cure}')
     return base if found is Runner else found
 
 
@@ -247,7 +245,7 @@ def _rename(weights, pattern, by):
 
 @contextlib.contextmanager
 def _disk_errors(folder):
-    """Turn an error of a full or read-only disk, also on writing a log, into one line."""
+    """Turn the error of a full or read-only disk into one line, whatever file was being written."""
     try:
         yield
     except OSError as error:
@@ -284,7 +282,7 @@ class LateRemovalHook(Hook):
 
 
 class _LateRemoval:
-    """A file backend that notes what it is asked to remove, for later."""
+    """A file backend that notes what it should remove, for later."""
 
     def __init__(self, backend, outdated):
         self._backend = backend

@@ -77,7 +77,7 @@ def check_training_state(
 
 
 def count_states(optim_wrapper: OptimWrapper | OptimWrapperDict) -> int:
-    """For how many parameters an optimizer has state. A checkpoint stores it, to show that no state was lost."""
+    """Count the parameters for which an optimizer has state. A checkpoint stores it, to show that none was lost."""
     wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
     return sum(len(wrapper.optimizer.state) for wrapper in wrappers)
 
@@ -136,7 +136,7 @@ def _check_message_hub(hub):
 
 
 def _check_averaged(averaged, weights):
-    """Check that averaged weights are of the same names, shapes and dtypes as the plain ones, and finite.
+    """Check that averaged weights have the names, shapes and dtypes of the plain ones, and are finite.
 
     mmengine's EMA hook saves its step count too, and the names have the prefix of a wrapped model.
     """
@@ -154,13 +154,13 @@ def _check_optimizer(saved, optimizer, started):
     state, groups = (saved.get('state'), saved.get('param_groups')) if isinstance(saved, Mapping) else (None, None)
     _require(isinstance(state, Mapping) and isinstance(groups, list), 'its optimizer has no state and param_groups')
     ours = optimizer.param_groups
-    _require(len(groups) == len(ours), f'its optimizer has {len(groups)} parameter groups, and here are {len(ours)}')
+    _require(len(groups) == len(ours), f'its optimizer has {len(groups)} parameter groups, this run {len(ours)}')
     parameters = {}
     for i, (group, own) in enumerate(zip(groups, ours)):
         indices = group.get('params') if isinstance(group, Mapping) else None
         _require(isinstance(indices, list) and all(map(_is_count, indices)), f'group {i} of its optimizer is damaged')
         sizes = len(indices), len(own['params'])
-        _require(sizes[0] == sizes[1], f'group {i} of its optimizer has {sizes[0]} parameters, and here {sizes[1]}')
+        _require(sizes[0] == sizes[1], f'group {i} of its optimizer has {sizes[0]} parameters, this run {sizes[1]}')
         for name, value in own.items():
             if isinstance(value, float):
                 _require(
@@ -183,7 +183,7 @@ def _check_optimizer(saved, optimizer, started):
 def _check_state(value, name, shape, what):
     if isinstance(value, Tensor):
         fits = name not in OF_PARAMETER_SHAPE or value.shape == shape
-        _require(fits, f'{what} has the shape {tuple(value.shape)}, and here it is {tuple(shape)}')
+        _require(fits, f'{what} has shape {tuple(value.shape)}, in this run {tuple(shape)}')
         _require(all_finite(value), f'{what} is not finite')
     else:
         missing = name in OF_PARAMETER_SHAPE and value is not None
@@ -207,7 +207,7 @@ def _check_schedulers(saved, schedulers):
                 fits = value == own
             else:
                 fits = _is_like(value, own) or (name == 'best' and value in (math.inf, -math.inf))  # of a metric
-            _require(fits, f'{name} of its parameter scheduler {i} is {_short(value)}, and here {_short(own)}')
+            _require(fits, f'{name} of its parameter scheduler {i} is {_short(value)}, here {_short(own)}')
 
 
 def _is_like(value, own):

@@ -20,7 +20,7 @@ forced = os.environ.get(VARIABLE)
 
 
 def attention(qkv: Tensor, scale: Tensor, table: Tensor, windows: Windows, dropout: float = 0.0) -> Tensor:
-    """`reference.attention` by the fastest path that can serve the call.
+    """`reference.attention` through the fastest path that can serve the call.
 
     The environment variable ``SWINV2_MM_ATTENTION``, read when the package is imported, forces a path for comparison:
     ``reference``, ``sdpa`` or ``flash_cpu``.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..position_bias import table_centre
 
-NO_DROPOUT = 'has no dropout of attention weights: unset it, or set attn_drop_rate=0'
+NO_DROPOUT = 'cannot drop attention weights: unset it, or set attn_drop_rate=0'
 
 
 def cosine(x: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ def window_bias(table: Tensor, height: int, width: int) -> Tensor:
 def reversed_window_bias(table: Tensor, height: int, width: int) -> Tensor:
     """`window_bias` with the keys last to first, which takes one copy and no index.
 
-    An offset is row of query minus row of key. With keys counted from the end that becomes a sum, up to a constant, and
-    the biases of a query are a rectangle of the table that begins at its own row and column: a view.
+    An offset is the row of the query minus the row of the key. With keys counted from the end that becomes a sum, up to
+    a constant. So the biases of a query are a rectangle of the table that begins at its own row and column: a view.
     """
     rectangles = table_centre(table, height, width).unfold(1, height, 1).unfold(2, width, 1)  # (heads, h, w, h, w)
     return rectangles.reshape(-1, height * width, height * width)

@@ -26,7 +26,7 @@ EPS = 1e-12  # of the norms, as in `torch.nn.functional.normalize`
 
 
 def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], dropout: float = 0.0) -> Tensor:
-    """As `reference.attention` without dropout, once differentiable; in float32 or wider, whatever ``qkv`` is in."""
+    """As `reference.attention` without dropout, once differentiable; in float32 or wider, whatever ``qkv`` has."""
     return window_attention(qkv.contiguous(), scale, table, [size for group in groups for size in group])
 
 
@@ -35,7 +35,7 @@ def unable(qkv: Tensor, dropout: float) -> str | None:
     if dropout > 0:
         return NO_DROPOUT
     if is_transforming():
-        return 'has no derivatives of torch.func and of forward mode: unset it'
+        return 'does not support torch.func and forward-mode differentiation: unset it'
     if qkv.device.type != 'cpu':
         return f'is for CPU, and the tensors are on {qkv.device}: unset it, or set it to sdpa'
     return None
@@ -44,8 +44,8 @@ def unable(qkv: Tensor, dropout: float) -> str | None:
 def is_worthwhile(needs_grad: bool) -> bool:
     """Whether to take this path where it can serve.
 
-    An exported graph should hold PyTorch's own operators alone. Without gradients a compiler does more with those than
-    around an opaque one. What counts operators has to see one.
+    An exported graph should hold only PyTorch's own operators. Without gradients, a compiler optimises those better
+    than an operator that it can't look into. Counters of operators must see one operator, not its kernels.
     """
     if not may_use_functions():
         return False
@@ -62,12 +62,12 @@ def window_attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence
     with torch.autocast('cpu', enabled=False):
         for height, width, tokens, heads, tiles in _tiles(groups, num_heads):
             num_tokens = height * width
-            qkv_of = _in_windows(qkv[tokens], num_tokens, 3 * num_heads).unflatten(1, (3, -1))[:, :, heads]
-            out_of = _in_windows(out[tokens], num_tokens, num_heads)[:, heads]
+            qkv_windows = _in_windows(qkv[tokens], num_tokens, 3 * num_heads).unflatten(1, (3, -1))[:, :, heads]
+            out_windows = _in_windows(out[tokens], num_tokens, num_heads)[:, heads]
             bias = reversed_window_bias(table[heads], height, width)[None]
             for tile in tiles:
-                q, k, v, _ = _operands(qkv_of[tile])
-                out_of[tile] = compat.flash_attention_on_cpu(q.mul_(scale[heads]), k, v, bias)
+                q, k, v, _ = _operands(qkv_windows[tile])
+                out_windows[tile] = compat.flash_attention_on_cpu(q.mul_(scale[heads]), k, v, bias)
     return out
 
 
@@ -89,21 +89,21 @@ def window_attention_backward(
     with torch.autocast('cpu', enabled=False):
         for height, width, tokens, heads, tiles in _tiles(groups, num_heads):
             num_tokens = height * width
-            qkv_of, grad_qkv_of = (
+            qkv_windows, grad_qkv_windows = (
                 _in_windows(x[tokens], num_tokens, 3 * num_heads).unflatten(1, (3, -1))[:, :, heads]
                 for x in (qkv, grad_qkv)
             )
-            grad_of = _in_windows(grad[tokens], num_tokens, num_heads)[:, heads]
+            grad_windows = _in_windows(grad[tokens], num_tokens, num_heads)[:, heads]
             bias = reversed_window_bias(table[heads], height, width)
             grad_bias = torch.zeros_like(bias)
             for tile in tiles:
-                *qkv_tile, norms = _operands(qkv_of[tile])
-                q, k, v, grad_out = (x.to(table.dtype).contiguous() for x in (*qkv_tile, grad_of[tile]))
+                *qkv_tile, norms = _operands(qkv_windows[tile])
+                q, k, v, grad_out = (x.to(table.dtype).contiguous() for x in (*qkv_tile, grad_windows[tile]))
                 grads = _attention_backward(grad_out, q * scale[heads], k, v, bias, grad_bias)
                 grad_scale[heads] += _normalize_backward_(grads[0], q, norms[0], scale[heads])
                 _normalize_backward_(grads[1], k, norms[1])
-                grad_qkv_of[tile, 0] = grads[0]
-                grad_qkv_of[tile, 1:] = grads[1:].flip(3).transpose(0, 1)
+                grad_qkv_windows[tile, 0] = grads[0]
+                grad_qkv_windows[tile, 1:] = grads[1:].flip(3).transpose(0, 1)
             table_centre(grad_table[heads], height, width).add_(fold_reversed_bias(grad_bias, height, width))
     return grad_qkv, grad_scale, grad_table
 
@@ -131,7 +131,7 @@ window_attention_backward.register_autograd(_second_backward)
 
 
 def _tiles(groups: Sequence[int], num_heads: int) -> Iterator[tuple[int, int, slice, slice, list[slice]]]:
-    """For some heads of a group: its height, width and tokens, the heads, and the windows of each tile.
+    """Yield, for some heads of a group, its height, width and tokens, the heads, and the windows of each tile.
 
     A tile has at most `TILE` attention weights. Heads are the outer loop, so that their bias is computed once for all
     windows and stays in the cache.
@@ -187,7 +187,8 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Ten
 
     Args:
         grad (Tensor), q (Tensor), k (Tensor), v (Tensor): (windows, heads, N, d), ``grad`` that of the output.
-        bias (Tensor), grad_bias (Tensor): (heads, N, N); to the latter the gradient of the former is added.
+        bias (Tensor): (heads, N, N).
+        grad_bias (Tensor): (heads, N, N), to which the gradient of ``bias`` is added.
 
     Returns:
         Tensor: (3, windows, heads, N, d), the gradients of ``q``, ``k`` and ``v``.
@@ -208,8 +209,8 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Ten
             grad_v.baddbmm_(weights.mT, grad_w[:, r])
             grad_logits = (grad_w[:, r] @ v_w.mT).mul_(weights)
             grad_logits.addcmul_(weights, grad_logits.sum(-1, keepdim=True), value=-1)
-            of_windows = grad_logits.unflatten(0, (-1, heads))
-            grad_bias[:, r] += of_windows[0] if len(of_windows) == 1 else of_windows.sum(0)
+            per_window = grad_logits.unflatten(0, (-1, heads))
+            grad_bias[:, r] += per_window[0] if len(per_window) == 1 else per_window.sum(0)
             grad_q[:, r].baddbmm_(grad_logits, k_w)
             grad_k.baddbmm_(grad_logits.mT, q_w[:, r])
     return grads

@@ -17,7 +17,7 @@ BACKWARD_PRODUCTS = 5  # logits again, and the gradients of weights, queries, ke
 
 def register() -> None:
     """Teach PyTorch's `FlopCounterMode` our operators, and mmengine's analysis PyTorch's fused attention."""
-    table = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS  # which mmdet's and mmseg's tools take too
+    table = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS  # which mmdet's and mmseg's tools use too
     table.setdefault('aten::scaled_dot_product_attention', _traced_attention)
     if compat.HAS_CUSTOM_OP:
         from torch.utils.flop_counter import flop_registry, register_flop_formula
@@ -49,6 +49,6 @@ def _backward(grad_shape, qkv_shape, scale_shape, table_shape, groups, **kwargs)
 
 
 def _traced_attention(inputs, outputs):
-    """As mmengine counts, a multiplication and an addition are one."""
+    """FLOPs as mmengine counts them, where a multiplication and an addition are one."""
     query, key = (get_shape(value) for value in inputs[:2])  # (windows, heads, N, d)
     return FORWARD_PRODUCTS * prod(query) * key[-2]

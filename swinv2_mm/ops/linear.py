@@ -10,10 +10,10 @@ from torch._subclasses import FakeTensor
 from .. import compat
 from ..shortcuts import PLAIN, is_plain, is_recorded, is_traced
 
-ONEDNN_ROWS = 256  # whole windows, of which most parts of a map consist, give multiples of it
+ONEDNN_ROWS = 256  # most parts of a map are whole windows with a multiple of it
 
 
-def apply_linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None, of_gelu: bool = False) -> Tensor:
+def apply_linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None, after_gelu: bool = False) -> Tensor:
     """``layer(x)``, through `linear` where the layer is a plain `nn.Linear`.
 
     Any other module in its place (an adapter, a quantised layer, one with hooks) is called.
@@ -22,15 +22,15 @@ def apply_linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None, of_gel
         layer (nn.Module): a linear layer, or what replaces it.
         x (Tensor): (..., in_features).
         bias (Tensor, optional): (out_features,), added to what the layer gives.
-        of_gelu (bool): whether the layer takes the GELU of ``x``, which backward computes again instead of keeping it.
+        after_gelu (bool): whether the layer takes the GELU of ``x``, which backward recomputes instead of keeping it.
     """
     if not is_plain(layer, nn.Linear) or not (bias is None or layer.bias is None):
-        out = layer(F.gelu(x) if of_gelu else x)
+        out = layer(F.gelu(x) if after_gelu else x)
         return out if bias is None else out + bias.to(out.dtype)
     weight, bias = layer.weight, layer.bias if bias is None else bias
-    if of_gelu and torch.is_grad_enabled() and not is_traced() and type(weight) in (*PLAIN, FakeTensor):
+    if after_gelu and torch.is_grad_enabled() and not is_traced() and type(weight) in (*PLAIN, FakeTensor):
         return _Linear.apply(x, weight, bias, True)
-    return linear(F.gelu(x) if of_gelu else x, weight, bias)
+    return linear(F.gelu(x) if after_gelu else x, weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -59,17 +59,17 @@ def _suits_onednn(*tensors):
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer of ``x``, or of its GELU, which backward computes again.
+    """A linear layer of ``x``, or of its GELU, which backward recomputes.
 
     Under autocast all but the gradients of weight and bias are in the half precision of the output.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, of_gelu):
+    def forward(ctx, x, weight, bias, after_gelu):
         ctx.save_for_backward(x, weight)
-        ctx.of_gelu = of_gelu
-        with compat.casts_not_kept():
-            return linear(F.gelu(x) if of_gelu else x, weight, bias)
+        ctx.after_gelu = after_gelu
+        with compat.without_cast_cache():
+            return linear(F.gelu(x) if after_gelu else x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
@@ -79,10 +79,10 @@ class _Linear(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         if needs_x:
             grad_x = linear(grad, weight.mT.to(grad.dtype)).to(x.dtype)
-            if ctx.of_gelu:
+            if ctx.after_gelu:
                 grad_x = torch.ops.aten.gelu_backward(grad_x, x)
         if needs_weight:
-            inputs = (F.gelu(x) if ctx.of_gelu else x).to(grad.dtype)
+            inputs = (F.gelu(x) if ctx.after_gelu else x).to(grad.dtype)
             grad_weight = (rows.mT @ inputs.reshape(-1, x.shape[-1])).to(weight.dtype)
         if needs_bias:
             grad_bias = rows.sum(0).to(weight.dtype)

@@ -38,7 +38,7 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
 
 
 def unable(qkv: Tensor, dropout: float) -> None:
-    """Why this path can't serve a call: it always can."""
+    """Why this path can't serve a call: None, because it always can."""
 
 
 def is_worthwhile(needs_grad: bool) -> bool:

@@ -34,9 +34,9 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
             windows = (group.count, group.height * group.width)
             operands = (x.view(*windows, *x.shape[1:]).transpose(1, 2) for x in tokens)  # (windows, heads, N, d)
             bias = window_bias(table, group.height, group.width).to(v.dtype)
-            bias = (_aligned(bias) if on_cuda else bias)[None]  # on CPU three dimensions fall to the slow path
+            bias = (_aligned(bias) if on_cuda else bias)[None]  # on CPU a bias of three dimensions takes the slow path
             out = compat.attention_with_bias(*operands, bias)
-            if compat.is_exporting():  # what an exporter puts in the place of attention has other strides
+            if compat.is_exporting():  # the operators that an exporter puts in place of attention give other strides
                 out = out.clone(memory_format=torch.contiguous_format)
             outs.append(merge_heads(out))
     return torch.cat(outs)

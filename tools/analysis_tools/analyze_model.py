@@ -55,7 +55,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG
     )
     parser.add_argument(
-        'model', metavar='ARCH_OR_CONFIG', help=f'{", ".join(ARCHS)}, or a config, of which model.backbone is taken'
+        'model', metavar='ARCH_OR_CONFIG', help=f'{", ".join(ARCHS)}, or a config with one as model.backbone'
     )
     parser.add_argument(
         '--size', nargs='+', type=int, required=True, metavar='N', help='image in pixels: height and width, or one side'

@@ -28,7 +28,7 @@ from lib.benchmark_work import DETECTORS, Work, measure
 
 from swinv2_mm.arch import ARCHS
 from swinv2_mm.engine.launch import bad_input
-from swinv2_mm.writing import whole
+from swinv2_mm.writing import unwritten, whole
 
 DISTRIBUTIONS = ('torch', 'mmengine', 'mmcv', 'mmdet', 'transformers', 'timm', 'mmpretrain', 'torchvision')
 
@@ -69,12 +69,12 @@ def parse_args(argv=None):
     if args.official and not Path(args.official).is_file():
         raise ValueError(f'--official {args.official} does not exist: name the swin_transformer_v2.py of a clone')
     if 'none' in args.peers and len(args.peers) > 1:
-        raise ValueError(f'--peers {" ".join(args.peers)}: none stands alone')
+        raise ValueError(f'--peers {" ".join(args.peers)}: none excludes all others')
     if args.out:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f'--out {args.out} cannot be made a folder: {error.strerror}') from error
+            raise ValueError(f'--out {args.out} cannot be created as a folder: {error.strerror}') from error
     return args
 
 
@@ -265,7 +265,7 @@ def main() -> int:
                     partial.write_text(json.dumps(record, indent=1))
                 plot(rows, args.out / 'benchmark.png')
             except OSError as error:
-                return bad_input(f'{error.filename} cannot be written: {error.strerror}')
+                return bad_input(unwritten(error))
     if args.out:
         print(f'\nwrote {args.out / "benchmark.json"} and {args.out / "benchmark.png"}')
     return 0

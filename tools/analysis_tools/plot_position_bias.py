@@ -64,13 +64,12 @@ def read_position_bias(source, stage: int, block: int, head: int) -> ContinuousP
     weights = {name.replace(marker, ''): value for name, value in converted.weights.items() if marker in name}
     if not weights or not 0 <= head < len(weights['logit_scale']):
         raise CheckpointError(f'{source} has no head {head} in block {block} of stage {stage}')
-    holder = next(name.split('.')[0] for name in weights if name.endswith('cpb_mlp.2.weight'))
     mlp = POSITION_BIASES[kind](1, windows.pretrained_window_sizes[stage]).double()
     mlp.load_state_dict(
         {
-            '0.weight': weights[f'{holder}.0.weight'],
-            '0.bias': weights[f'{holder}.0.bias'],
-            '2.weight': weights[f'{holder}.2.weight'][head : head + 1],
+            '0.weight': weights[f'{mlp.name}.0.weight'],
+            '0.bias': weights[f'{mlp.name}.0.bias'],
+            '2.weight': weights[f'{mlp.name}.2.weight'][head : head + 1],
         }
     )
     return mlp.eval().requires_grad_(False)

@@ -1,6 +1,6 @@
 """Export a trained backbone, alone or with its neck, to an ONNX file, and compare the file with PyTorch.
 
-The file takes images of one size, and holds operators of the ONNX standard alone. It is there only if onnxruntime gives
+The file takes images of one size, and holds only operators of the ONNX standard. It is there only if onnxruntime gives
 the values that PyTorch gives.
 """
 
@@ -29,10 +29,10 @@ from swinv2_mm import SwinTransformerV2, compat
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
 from swinv2_mm.messages import first_line
-from swinv2_mm.writing import check_file, whole
+from swinv2_mm.writing import check_file, unwritten, whole
 
 TOLERANCE = 1e-4  # of the largest value of a map
-BATCHES = (1, 2)  # that a file for any batch is compared at; exported at the last, for torch takes 1 for a constant
+BATCHES = (1, 2)  # that a file for any batch is compared at; exported at the last, because torch takes 1 for a constant
 FILE_LIMIT = 2**31  # bytes, of any protobuf message
 LIBRARIES = ('onnx', 'onnxruntime', 'onnxscript')
 OPSETS = range(18, 24)  # that torch's exporter writes
@@ -47,7 +47,7 @@ in and out:
 what can't be exported:
   The whole model: proposals, NMS and the sampling of masks depend on what is in an image, and need operators of mmcv.
   Another image size than --size: windows are cut for one. Export a file for each.
-  A neck with operators of mmcv, as deformable convolution.
+  A neck with operators of mmcv, such as deformable convolution.
   Half precision, and weights of 2 GiB or more (huge, giant), which one ONNX file can't hold.
 
 example: python tools/deployment/export_onnx.py configs/mask_rcnn_swinv2.py work_dirs/mask_rcnn_swinv2/epoch_12.pth \\
@@ -106,15 +106,15 @@ def parse_args(argv=None):
 
 
 def check_request(args: argparse.Namespace) -> None:
-    """Refuse at once what the flags alone show can't be.
+    """Refuse at once what the flags alone show to be impossible.
 
     Raises:
         ValueError: the message says what to ask for instead.
     """
-    compat.require((2, 7), 'the export')  # which tells it from compilation
+    compat.require((2, 7), 'the export')  # earlier versions do not tell exporting from compiling
     if args.part == 'model':
         raise ValueError(
-            '--part model: a whole model is not exported, for proposals, NMS and the sampling of masks depend on what '
+            '--part model: a whole model is not exported: proposals, NMS and the sampling of masks depend on what '
             'is in an image and need operators of mmcv; export --part neck or backbone, and run its heads in PyTorch'
         )
     if args.dynamic == 'size':
@@ -122,7 +122,9 @@ def check_request(args: argparse.Namespace) -> None:
             '--dynamic size: windows are cut for one image size; export a file for each --size, --dynamic batch is fine'
         )
     if args.dynamic == 'batch' and args.batch is not None:
-        raise ValueError('--dynamic batch makes a file for any batch, and --batch one for that alone: leave one out')
+        raise ValueError(
+            '--dynamic batch makes a file for any batch, --batch a file for that batch only: leave one out'
+        )
     if args.batch is not None and args.batch < 1:
         raise ValueError(f'--batch must be 1 image or more, got {args.batch}')
     if min(args.size) < 1:
@@ -134,10 +136,10 @@ def check_request(args: argparse.Namespace) -> None:
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The config, of a model that has what is to be exported.
+    """Read the config of a model that has the part to export.
 
     Raises:
-        ValueError: it does not, or can't be read.
+        ValueError: the model does not have it, or the config can't be read.
     """
     cfg = launch.load_config(args.config, args.cfg_options)
     launch.set_initial_weights(cfg, 'none')
@@ -157,7 +159,7 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def build(cfg: Config, args: argparse.Namespace) -> Pyramid:
-    """What is to be exported, with its weights, in eval.
+    """Build the part to export, with its weights, in eval mode.
 
     Raises:
         ValueError: the checkpoint or the window does not fit, or the neck has operators that ONNX does not.
@@ -168,7 +170,7 @@ def build(cfg: Config, args: argparse.Namespace) -> Pyramid:
     custom = {type(module).__name__ for module in pyramid.modules() if type(module).__module__.startswith('mmcv.ops')}
     if custom:
         raise ValueError(
-            f'neck {type(model.neck).__name__} has {", ".join(sorted(custom))} of mmcv, which is no operator of ONNX: '
+            f'neck {type(model.neck).__name__} has {", ".join(sorted(custom))} of mmcv, which ONNX does not have: '
             'use --part backbone'
         )
     if args.checkpoint.lower() != 'none':
@@ -198,8 +200,8 @@ def output_names(pyramid: Pyramid, num_maps: int) -> list[str]:
 def export(pyramid: Pyramid, image: Tensor, names: list[str], dynamic_batch: bool, opset: int):
     """The ONNX model of a pyramid for images as large as ``image`` (B, 3, H, W), and for batches of B or of any size.
 
-    By the exporter on `torch.export`, where the number of windows is an expression of the batch. The one that traces
-    would write it into the file as a constant, and the file would be wrong for any other batch.
+    The exporter is the one on `torch.export`, in which the number of windows is an expression of the batch. The tracing
+    exporter would write it into the file as a constant, and the file would be wrong for any other batch.
 
     Raises:
         ValueError: torch can't export it.
@@ -273,7 +275,7 @@ def compare(path: Path, images: Sequence[Tensor], expected: Sequence[Sequence[Te
 
 
 def difference(out: Tensor, value: Tensor) -> float:
-    """The largest difference from what a map should be, over the largest value there; infinite if it is no such map."""
+    """The largest difference from what a map should be, over its largest value; infinite if the shapes differ."""
     if out.shape != value.shape:
         return math.inf
     return ((out - value).abs().max() / value.abs().max()).nan_to_num(math.inf).item()
@@ -304,7 +306,7 @@ def write(pyramid: Pyramid, args: argparse.Namespace) -> None:
             onnx.save(model, partial)
             compare(partial, images, expected)
     except OSError as error:
-        raise ValueError(f'{out} cannot be written: {error.strerror}') from error
+        raise ValueError(unwritten(error)) from error
     print(f'wrote {out}: {os.path.getsize(out) / 1e6:.1f} MB, {len(model.graph.node)} operators of opset {args.opset}')
     for value in (*model.graph.input, *model.graph.output):
         sides = [side.dim_param or str(side.dim_value) for side in value.type.tensor_type.shape.dim]

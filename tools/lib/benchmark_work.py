@@ -37,7 +37,7 @@ KINDS = {  # of operators
     'norms and GELU': 'native_layer_norm native_layer_norm_backward gelu gelu_backward linalg_vector_norm div div_',
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
-ROWS = 4096  # of a matrix product of `gemm`: what does not fit the cache takes longer
+ROWS = 4096  # of a matrix product of `gemm`; larger ones do not fit the cache and are slower
 WEIGHTS = 2**21  # attention weights of a product of `gemm`
 
 
@@ -64,7 +64,7 @@ def measure(work: Work) -> dict:
     """Measure the seconds of each step after the first, and the peak memory beyond what the process held before, in MB.
 
     Returns:
-        dict: or only ``skipped``, the reason, if the implementation can't do it.
+        dict: the figures, or only ``skipped``, the reason why the implementation can't do it.
     """
     if work.threads:
         torch.set_num_threads(work.threads)
@@ -88,7 +88,7 @@ def measure(work: Work) -> dict:
 
 
 def shares_of_time(step: Callable[[], None], device: str) -> dict[str, float]:
-    """Share of the time of all operators that a step spends in each kind of operator, by the profiler."""
+    """The share of each kind of operator in the time of all operators of a step, from the profiler."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda')
     with profile(activities=activities) as profiler:
         step()
@@ -166,7 +166,7 @@ def detector_step(work: Work) -> Step:
 
 
 def with_or_without_training(work: Work, model: nn.Module, run: Callable) -> Callable[[], None]:
-    """Give a forward pass without gradients, or a training step with AdamW of the loss that ``run`` returns."""
+    """Make a step of ``run``: a forward pass without gradients, or training with AdamW on the loss that it returns."""
     if work.mode == 'infer':
         return torch.no_grad()(run)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -180,7 +180,7 @@ def with_or_without_training(work: Work, model: nn.Module, run: Callable) -> Cal
 
 
 def gemm_step(work: Work) -> Step:
-    """The matrix products of the backbone, each by MKL into memory that is there, or by oneDNN where that is faster."""
+    """The matrix products of the backbone, each through MKL into allocated memory, or oneDNN where that is faster."""
     dtype, out, products = DTYPES[work.dtype], {}, []
     for a, b, times in matrix_products(work):
         a, b = (torch.randn(shape, device=work.device).to(dtype) for shape in (a, b))
@@ -271,7 +271,7 @@ def timed(step: Callable[[], None], times: int, device: str) -> list[float]:
 
 
 def reset_memory(device: str) -> int:
-    """Start the peak of memory anew. Returns the bytes that the process, or PyTorch on the GPU, holds now."""
+    """Reset the peak of memory. Returns the bytes that the process, or PyTorch on the GPU, holds now."""
     gc.collect()
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()

@@ -15,7 +15,7 @@ COCO_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 
 
 def read_annotations(dataset: ConfigDict) -> dict:
-    """The annotations of a data set of a config, {} where they are not there or not in COCO's format."""
+    """The annotations of a data set of a config; {} if they are missing or not in COCO's format."""
     try:
         annotations = json.loads(Path(dataset.get('data_root') or '', dataset.get('ann_file') or '').read_text())
     except (OSError, ValueError):
@@ -35,7 +35,7 @@ def list_categories(meta: dict, annotations: dict) -> list[dict]:
 
 
 def list_image_ids(names: Sequence[str], annotations: dict) -> dict[str, int]:
-    """The COCO id of each image: of the annotations, or the number that is its name, or counted from 1."""
+    """The COCO id of each image: from the annotations, else the number in its name, else counted from 1."""
     known = {image['file_name']: image['id'] for image in annotations.get('images', [])}
     stems = [Path(name).stem for name in names]
     for ids in ([known.get(name) for name in names], [int(stem) if stem.isdecimal() else None for stem in stems]):
@@ -48,12 +48,12 @@ def coco_results(instances: InstanceData, image_id: int, categories: list[dict])
     """Detections in COCO's format for results.
 
     Args:
-        instances (InstanceData): of N objects ``bboxes``, (N, 4), x1, y1, x2, y2 in pixels, ``scores`` and ``labels``,
-            (N,), and maybe ``masks``, (N, H, W), bool.
+        instances (InstanceData): N objects: ``bboxes``, (N, 4), x1, y1, x2, y2 in pixels; ``scores`` and ``labels``,
+            (N,); and optionally ``masks``, (N, H, W), bool.
         image_id (int): id of the image.
         categories (list): by label.
     """
-    from mmdet.structures.mask import encode_mask_results  # a segmentor does without mmdet
+    from mmdet.structures.mask import encode_mask_results  # a segmentor does not need mmdet
 
     results = [
         {

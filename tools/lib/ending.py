@@ -78,7 +78,7 @@ def _leave_to_parent():
     """Have a process that the tool forks, such as a data loader worker, end silently with the tool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.excepthook = lambda *_: None  # a thread that hands over tensors tells it of a tool that no longer listens
+    sys.excepthook = lambda *_: None  # the thread that sends tensors fails when the tool has ended
     with contextlib.suppress(OSError, AttributeError):  # of Linux; else a killed tool may leave a worker that waits
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 

@@ -1,4 +1,4 @@
-"""Image files: where they are, and what the files that are made of them are called."""
+"""Find image files, and name the files that are made from them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def folders(top: str) -> Iterator[str]:
-    """A folder and all below it that are not hidden, each once; those that only links lead to come last."""
+    """A folder and all below it that are not hidden, each once. Those that only links lead to come last."""
     seen, tops = set(), [top or '.']
     for start in tops:  # grows
         for folder, below, _ in os.walk(start):
@@ -72,22 +72,22 @@ def folders(top: str) -> Iterator[str]:
 
 def is_image(path: str, results: Sequence[str]) -> bool:
     """Whether the path is of a file that looks like an image and lies in none of the folders ``results``."""
-    looks_so = path.lower().endswith(EXTENSIONS) and os.path.isfile(path)
-    return looks_so and not {Path(folder).resolve() for folder in results} & {*Path(path).resolve().parents}
+    is_named_so = path.lower().endswith(EXTENSIONS) and os.path.isfile(path)
+    return is_named_so and not {Path(folder).resolve() for folder in results} & {*Path(path).resolve().parents}
 
 
 def output_stems(names: Iterable[str]) -> dict[str, str]:
-    """Names of outputs less their extension: that of the image, unless another image has the same without it."""
+    """Names of outputs without extension. An image keeps its extension if two images differ only in that."""
     stems = {name: os.path.splitext(name)[0] for name in names}
     counts = Counter([*stems.values(), *stems])  # a.jpg.png must not take what a.jpg gets beside a.png
     return {name: shorten(stem if counts[stem] == 1 else name) for name, stem in stems.items()}
 
 
 def shorten(stem: str) -> str:
-    """A path whose last part a file system takes with any extension of ours: else cut, and unique by a hash."""
+    """Cut the last part of a path if it is too long for a file system, and add a hash that keeps it unique."""
     folder, name = os.path.split(stem)
     if len(os.fsencode(name)) <= MAX_STEM:
         return stem
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    cut = os.fsencode(name)[: MAX_STEM - 17].decode(errors='ignore')  # no part of a letter
+    cut = os.fsencode(name)[: MAX_STEM - 17].decode(errors='ignore')  # drops half a character
     return os.path.join(folder, f'{cut}-{digest}')

@@ -24,12 +24,12 @@ from swinv2_mm.windows import WindowGroup, Windows, partition
 
 FLOAT = 4  # bytes
 BATCH = 1_000_003  # a prime: tensors whose bytes are a multiple of it grow with the batch, others do not
-GAP = 64  # bytes by which such a tensor may be smaller, where kernels pad its rows, but for the last
+GAP = 64  # bytes by which such a tensor may be smaller, if kernels pad all of its rows but the last
 CPU_TEMPORARIES = 10 * 2**20  # bytes that backward of ops/flash_cpu.py holds for a while and no operator returns
 
 
 class Training(NamedTuple):
-    """How a step is computed: under bfloat16 autocast or in float32, on cuda or cpu, with checkpointing or without."""
+    """How a step is computed: in bfloat16 autocast or float32, on cuda or cpu, with or without checkpointing."""
 
     half: bool = False
     device: str = 'cuda'
@@ -46,7 +46,7 @@ class Cost:
         attention (int): those of the products of attention, over the ragged windows.
         masked (int): the same if every window is whole, rolled and masked where it is shifted, as the official
             `flops()` counts.
-        kept (int), kept_once (int): bytes that stay for the backward pass, per image and whatever the batch.
+        kept (int), kept_once (int): bytes that stay for the backward pass, per image and independent of the batch.
         output (int): bytes per image of the map that the backbone returns.
     """
 
@@ -72,7 +72,7 @@ class Row(NamedTuple):
     """A part of the backbone, its map in tokens, and the groups of windows of its even and of its odd blocks.
 
     ``held`` and ``held_once`` are the most bytes in use while the step is in this part, without parameters and their
-    gradients, per image and whatever the batch.
+    gradients, per image and independent of the batch.
     """
 
     name: str
@@ -144,7 +144,7 @@ def stage_row(backbone: SwinTransformerV2, i: int, height: int, width: int, held
 
 
 def counted(module: nn.Module, tokens: int) -> Cost:
-    """Parameters of a module, each weight of which takes one multiply-add a token."""
+    """The cost of a module in which each weight takes one multiply-add per token."""
     parameters = dict(module.named_parameters())
     biases = {bias.name for bias in POSITION_BIASES.values()}
     weights = [p for name, p in parameters.items() if name.endswith('weight') and not biases & {*name.split('.')}]
@@ -177,7 +177,7 @@ def measure(backbone: SwinTransformerV2, size: tuple[int, int], training: Traini
     """What the patch embedding and each stage keep for the backward pass, and the most that is in use in each.
 
     Returns:
-        list: of both, for each part, the bytes per image and those whatever the batch.
+        list: of both, for each part, the bytes per image and those independent of the batch.
     """
     if training.device == 'cuda':
         return run_step(backbone, size, training, BATCH).tolist()
@@ -251,7 +251,7 @@ class Held(TorchDispatchMode):
             out.register_hook(lambda grad: setattr(self, 'part', part))
 
     def split(self, size: int) -> np.ndarray:
-        """Bytes per image and whatever the batch."""
+        """Bytes per image, and bytes independent of the batch."""
         grows = -size % self.divisor <= GAP
         return np.array([-(-size // self.divisor), 0] if grows else [0, size])
 
@@ -280,7 +280,7 @@ class Held(TorchDispatchMode):
 
 @contextlib.contextmanager
 def paths_of_cuda(backbone: SwinTransformerV2) -> Iterator[None]:
-    """Have fake tensors on the CPU, for PyTorch without CUDA has no others, take the paths that tensors on CUDA take.
+    """Make fake tensors on the CPU take the paths of tensors on CUDA, of which PyTorch without CUDA has none.
 
     A GPU computes the whole map at once, and attends through `efficient_attention`.
     """

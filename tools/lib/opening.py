@@ -31,7 +31,7 @@ def read_config(args: Namespace, *base: type) -> Config:
 
     Args:
         args (Namespace): the flags ``config``, ``cfg_options``, ``work_dir`` and ``data_root``.
-        base (type): the runner where the config names none, as in `runner_class`.
+        base (type): the runner if the config names none, as in `runner_class`.
 
     Raises:
         ValueError: the config can't be read, or its runner is of another kind.

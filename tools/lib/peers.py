@@ -116,7 +116,7 @@ def _mmpretrain(arch: Arch, size, window, _):
     return import_libraries().mmpretrain.SwinTransformerV2(
         arch=dict(arch._asdict()),
         img_size=size,
-        window_size=[min(window, -(-min(size) // stride)) for stride in (4, 8, 16, 32)],  # it shrinks none to the map
+        window_size=[min(window, -(-min(size) // stride)) for stride in (4, 8, 16, 32)],  # it does not shrink them
         out_indices=(0, 1, 2, 3),
         drop_path_rate=0.0,
         pad_small_map=True,

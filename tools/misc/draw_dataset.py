@@ -22,7 +22,7 @@ import numpy as np
 from lib.progress import track
 from pycocotools import mask as rle_codec
 
-VERSION = '1'  # raise it with each change of what is drawn: it tells an older data set from the current one
+VERSION = '1'  # raise it when what is drawn changes, so that older data sets are recognised
 SIZE = 256  # height and width of a scene in pixels
 MAX_OBJECTS = 6
 DIAMETERS = (60, 128)  # range of the circle around an object in pixels
@@ -76,7 +76,7 @@ def draw_texture(rng: np.random.Generator, darkest: int, brightest: int) -> np.n
     def striped(distance):
         return np.sin(2 * np.pi * distance / period + phase) > 0
 
-    mix = (  # (SIZE, SIZE); what is not drawn is not computed
+    mix = (  # (SIZE, SIZE); lambdas, so that only the chosen one is computed
         lambda: np.zeros((SIZE, SIZE)),
         lambda: (along - along.min()) / np.ptp(along),
         lambda: striped(along),
@@ -124,7 +124,7 @@ def is_recognisable(whole: np.ndarray, visible: np.ndarray) -> bool:
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Draw a background and 1 to 6 objects, each over those before it.
 
-    A placement that hides too much of an earlier object, or hardly differs from what it covers, is drawn anew.
+    A placement that hides too much of an earlier object, or hardly differs from what it covers, is drawn again.
 
     Args:
         rng (Generator): source of all randomness.
@@ -134,7 +134,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np
         its visible pixels, (SIZE, SIZE), bool. The masks are disjoint and hold just the pixels that were painted.
     """
     image = draw_texture(rng, *BACKGROUND)
-    drawn = []  # of each object its category, its whole mask and the mask of what shows
+    drawn = []  # for each object, its category, its whole mask and the mask of its visible pixels
     for category in rng.integers(1, len(CATEGORIES) + 1, rng.integers(1, MAX_OBJECTS + 1)).tolist():
         for _ in range(TRIES):
             mask, texture = draw_mask(rng, category), draw_texture(rng, *OBJECT)
@@ -148,7 +148,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np
 
 
 def describe(category: int, mask: np.ndarray) -> dict:
-    """A COCO annotation, less its ids, of a (H, W) bool mask; ``bbox`` is x, y, width, height in pixels."""
+    """A COCO annotation without ids, of a (H, W) bool mask; ``bbox`` is x, y, width, height in pixels."""
     rle = rle_codec.encode(np.asfortranarray(mask, np.uint8))
     return {
         'category_id': category,
@@ -191,7 +191,7 @@ def write_split(root: Path, split: str, info: dict) -> None:
 
 
 def read_split(out: Path, split: str) -> dict:
-    """The COCO annotations of one split, or {} where there are none that can be read."""
+    """The COCO annotations of one split; {} if there are none that can be read."""
     try:
         coco = json.loads((out / 'annotations' / f'instances_{split}2017.json').read_text())
     except (OSError, ValueError):

@@ -25,7 +25,7 @@ TESTS = (
     'checkpoint_tools compat compile distributed files formats linear mmengine_reading model_weights ops optim '
     'other_names position_bias pretrained_windows registry unpickling ways_of_use windows writing'
 )
-NOT_HERE = ('mmengine', 'mmcv')  # of the core: mmengine comes without its dependencies, mmcv is not needed
+NOT_HERE = ('mmengine', 'mmcv')  # of the core: mmengine is installed without its dependencies, mmcv is not needed
 TEST_LIBRARIES = ('hypothesis', 'pycocotools', 'pytest', 'pytest-xdist', 'transformers')
 CEILINGS = {  # libraries that support an older PyTorch, by the first PyTorch that needs no ceiling
     (2, 3): ('numpy<2', 'transformers<4.47'),  # built with NumPy 1

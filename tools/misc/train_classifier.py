@@ -45,8 +45,8 @@ class Crops(Dataset):
 
     Args:
         root (Path): folder of the data set.
-        split (str): train, whose crops show anything from the larger part of the object to the object and what is
-            around it, turned and mirrored, at random; or val, whose crops just hold the object.
+        split (str): train or val. Crops of val just hold the object. Crops of train are turned, mirrored and shifted at
+            random, and show anything from most of the object to the object and its surroundings.
     """
 
     def __init__(self, root: Path, split: str):
@@ -102,7 +102,7 @@ class Classifier(BaseModel):
         self.backbone, self.head = backbone, nn.Linear(channels, num_classes)
 
     def forward(self, inputs: Tensor, data_samples: Tensor, mode: str = 'tensor') -> Tensor | dict | list[bool]:
-        """Logits (B, num_classes) of images (B, 3, 64, 64); in mode loss the loss, in mode predict what was right.
+        """Logits (B, num_classes) of images (B, 3, 64, 64). Mode loss: the loss. Mode predict: whether each is right.
 
         ``data_samples`` (B,) are the labels, under the name that mmengine's preprocessor gives them.
         """

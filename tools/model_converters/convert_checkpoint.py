@@ -1,4 +1,4 @@
-"""Convert a Swin V2 checkpoint of any published format to ours, or from any to that of another library."""
+"""Convert a Swin V2 checkpoint of any published format to ours, or to the format of another library."""
 
 import sys
 from pathlib import Path
@@ -9,9 +9,7 @@ from lib import ending  # isort: split
 import argparse
 import json
 import os
-import sys
 from collections import Counter
-from pathlib import Path
 
 import torch
 
@@ -70,14 +68,14 @@ def choose_windows(inferred, given, num_stages, position_bias):
 
 
 def write(weights, windows, to, out):
-    """Write weights in our format, or in that of another library with the ``config.json`` that it wants beside them.
+    """Write weights in our format, or in that of another library with the ``config.json`` that it needs beside them.
 
     Returns:
         int: the number of tensors written.
 
     Raises:
         CheckpointError: the other library cannot compute the backbone, or has no room for its windows; a
-            ``config.json`` of other weights is there, or a file can't be written.
+            ``config.json`` of other weights exists; or a file can't be written.
     """
     if to is None:
         write_checkpoint({**weights, 'pretrained_windows': torch.tensor(windows)}, out)
@@ -90,8 +88,8 @@ def write(weights, windows, to, out):
     path = out.parent / 'config.json'
     text = (json.dumps(config, indent=2) + '\n').encode()
     if path.exists() and path.read_bytes() != text:
-        raise CheckpointError(f'{path} is there and describes other weights: choose another folder for OUT')
-    with whole(path) as partial:  # which is there once the weights are
+        raise CheckpointError(f'{path} exists and describes other weights: choose another folder for OUT')
+    with whole(path) as partial:  # it gets its name once the weights are written
         partial.write_bytes(text)
         write_checkpoint(in_file, out)
     return len(written)

@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which ha
 from lib import ending  # isort: split
 
 import argparse
-import sys
 from collections import Counter
+from inspect import signature
 
 from swinv2_mm import CheckpointError, SwinTransformerV2
 from swinv2_mm.arch import parse_arch
@@ -18,7 +18,7 @@ from swinv2_mm.checkpoints.fitting import check_complete
 from swinv2_mm.checkpoints.loading import named_in_errors, read_weights
 from swinv2_mm.engine.launch import PREFIX_HELP, bad_input
 
-DEFAULTS = dict(in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True, position_bias='log_cpb')
+DEFAULTS = {name: parameter.default for name, parameter in signature(SwinTransformerV2).parameters.items()}
 
 
 def parse_args(argv=None):
@@ -61,7 +61,7 @@ def describe_backbone(arguments, windows) -> list[tuple[str, str]]:
         ('window', windows.window_size or unknown),
         ('pretrained window', windows.pretrained_window_sizes or unknown),
     ]
-    call = {key: value for key, value in arguments.items() if value != DEFAULTS.get(key)}
+    call = {key: value for key, value in arguments.items() if key == 'arch' or value != DEFAULTS[key]}
     call = [f'{key}={value!r}' for key, value in call.items()]
     if windows.pretrained_window_sizes is None:
         call.append('pretrained_window_sizes=...')

@@ -1,7 +1,7 @@
 """The published formats of Swin V2 weights: told apart by their names, converted to ours, and back.
 
-Each file here describes one library; `Format` says what there is to describe, and `FORMATS` lists them. All functions
-map a dict of tensors to another and leave the one they are given as it is.
+Each file here describes one library; `Format` says what there is to describe, and `FORMATS` lists them. No function
+changes the dict of tensors that it is given.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ANCHORS = tuple(format_.anchor for format_ in FORMATS)
 AVERAGED = 'state_dict_ema', 'model_ema', 'ema_model', 'params_ema', 'ema'
 OF_TRAINING_LOOPS = 'model_state_dict', 'model_state', 'net', 'network', 'backbone', 'encoder', 'weights', 'params'
 WRAPPERS = (*AVERAGED, 'state_dict', 'ema_state_dict', 'model', 'module', *OF_TRAINING_LOOPS)
-MAX_NESTING = 4  # of dicts, deeper than anybody nests them; a file could nest them in a circle
-MAX_BACKBONES = 50  # in a file: each is looked for among all names
+MAX_NESTING = 4  # of dicts, deeper than training code nests them; a dict in a file may contain itself
+MAX_BACKBONES = 50  # in a file: each takes a pass over all names
 
 COMPUTED = 'computed anew'
 SIMMIM = 'for SimMIM pre-training'
@@ -48,7 +48,7 @@ class Converted(NamedTuple):
     format: str  # the name of one of FORMATS
     weights: dict[str, Tensor]
     tables: dict[str, Tensor]  # relative_coords_table of the blocks, by our names
-    rearranged: dict[str, str]  # our name of each weight that is not just one tensor of the file: what was done
+    rearranged: dict[str, str]  # our name of each weight that was rearranged: how
     left_out: dict[str, str]  # name in the file: why
     names: dict[str, str]  # our name: name in the file
     place: str  # where in the checkpoint they were: keys of dicts, and the prefix of all names
@@ -176,8 +176,8 @@ def _why_none(tensors):
 def convert(checkpoint: Mapping, prefix: str = '') -> Converted:
     """Convert weights of any published format to ours.
 
-    Tensors are renamed, and rearranged where a library has them otherwise (see `Format`). The norm before a classifier
-    becomes that of the last stage.
+    Tensors are renamed, and rearranged if the library arranges them in another way (see `Format`). The norm before a
+    classifier becomes that of the last stage.
 
     Args:
         checkpoint (Mapping): what a file holds.
@@ -231,7 +231,7 @@ def _rename(tensors, our_names):
 
 
 def _rearrange(tensors, format_):
-    """The weights of the backbone, and for each that is not just one tensor of the file what was done."""
+    """The weights of the backbone, and how those were made that are not one tensor of the file."""
     weights, rearranged = {}, {}
     for name, value in tensors.items():
         made = format_.rearrange(name, tensors)
@@ -254,7 +254,7 @@ def _check_kind(name, value, floating=True):
 
 
 def export(weights: Mapping[str, Tensor], pretrained_windows: tuple[int, ...], to: str) -> dict[str, Tensor]:
-    """Convert weights to the format of another library. It has no output norms but the last.
+    """Convert weights to the format of another library. Of the output norms it keeps only the last.
 
     Args:
         weights (Mapping): by our names, complete.
@@ -283,7 +283,7 @@ def export(weights: Mapping[str, Tensor], pretrained_windows: tuple[int, ...], t
 
 
 def export_config(weights: Mapping[str, Tensor], pretrained_windows: tuple[int, ...], to: str) -> dict | None:
-    """The ``config.json`` that a library wants beside the weights; None if it wants none.
+    """The ``config.json`` that a library needs beside the weights; None if it needs none.
 
     Args:
         weights, pretrained_windows, to: as in `export`.

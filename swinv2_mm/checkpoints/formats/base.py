@@ -20,11 +20,11 @@ def keep_name(name: str) -> str:
 
 
 def keep_tensor(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Nothing: the tensor is a weight of the backbone as it is."""
+    """None: the tensor is a weight of the backbone as it is."""
 
 
 class ConfigFile(NamedTuple):
-    """The ``config.json`` that a library wants beside the weights.
+    """The ``config.json`` that a library needs beside the weights.
 
     Attributes:
         write (Callable): from the backbone's arguments (`infer_arguments`) and its pretrained windows, one per stage,
@@ -46,16 +46,16 @@ class Format(NamedTuple):
     """How a library saves a Swin V2.
 
     Names are those of tensors after the prefix that all of a backbone share. "Our" names are those in the state dict
-    of `SwinTransformerV2`. All functions leave what they are given as it is.
+    of `SwinTransformerV2`. No function changes what it is given.
 
     Attributes:
         name (str): what reports and ``convert_checkpoint.py --to`` call it.
         anchor (str): the name of the filters of the patch embedding; what stands before it in a file is the prefix.
         mark (str): a pattern that some name matches at its start. The first format of the list that fits is taken.
         to_our_name (Callable): from a name to ours.
-        rearrange (Callable): from one of our names and all tensors by our names to the weights that this tensor makes,
-            by our names; {} if another tensor makes them, None if it is a weight as it is. It raises a
-            `CheckpointError` if a shape is wrong.
+        rearrange (Callable): from one of our names and all tensors by our names to the weights made from this tensor,
+            by our names. {} if they are made from another tensor, None if this tensor is a weight as it is. It raises
+            a `CheckpointError` if a shape is wrong.
         rearranged (str): what `rearrange` does to a tensor, for reports.
         export (Callable, optional): the way back, from weights by our names, whose only output norm is called ``norm``,
             and the pretrained windows, one per stage, to tensors by the library's names.
@@ -88,7 +88,7 @@ def rename_parts(parts: Mapping[str, str]) -> Callable[[str], str]:
 
 
 def shift_downsample(name: str, by: int) -> str:
-    """Our name of a patch merging, or what is like it, with the stage that it belongs to counted up by ``by``.
+    """Add ``by`` to the number of the stage that a patch merging belongs to. Other names stay as they are.
 
     In some libraries patch merging begins a stage. Here it ends the one before.
     """
@@ -113,12 +113,12 @@ def join_qkv(name: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor] |
     parts = [tensors.get(f'{stem}{attn}{letter}.weight') for letter in 'qkv']
     kinds = {None if part is None else (part.shape, part.dtype) for part in parts}
     if len(kinds) > 1 or parts[0].ndim != 2:
-        raise CheckpointError(f'{name} and those of k and v are not three of one shape and dtype: the file is damaged')
+        raise CheckpointError(f'{name} and those of k and v must be there in one shape and dtype: the file is damaged')
     return {f'{stem}{attn}qkv.weight': torch.cat(parts)}
 
 
 def split_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The way back of `join_qkv`, for all weights of a backbone by our names."""
+    """The inverse of `join_qkv`, for all weights of a backbone by our names."""
     split = {}
     for name, value in weights.items():
         if name.endswith('attn.qkv.weight'):
@@ -152,7 +152,7 @@ def shared_settings(arguments: Mapping, pretrained_windows: tuple[int, ...]) -> 
 def image_of_one_window(arguments: Mapping, pretrained_windows: tuple[int, ...]) -> int:
     """The image size in pixels at which the last map is one window.
 
-    Both libraries take another size where they build the model.
+    Both libraries accept another size when they build the model.
     """
     num_stages = len(parse_arch(arguments['arch']).depths)
     return arguments['patch_size'] * 2 ** (num_stages - 1) * pretrained_windows[-1]
