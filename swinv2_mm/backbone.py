@@ -16,10 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from . import compat
 from .arch import has_extra_norm, parse_arch, per_stage
 from .blocks import Block, DropPath, LayerNorm, PatchEmbed, PatchMerging
-from .checkpoints.files import CheckpointError
-from .checkpoints.formats import COMPUTED, convert, identify
-from .checkpoints.loading import load_pretrained
-from .checkpoints.windows import windows_from_buffer, windows_from_tables
+from .checkpoints.loading import convert_in_place, load_pretrained
 from .messages import warn
 from .ops.linear import ONEDNN_ROWS
 from .other_names import refuse_other_names
@@ -305,8 +302,7 @@ class SwinTransformerV2(BaseModule):
                 nn.init.zeros_(module.norm2.weight)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        tables = self._convert(state_dict, prefix)
-        loaded = self._windows_in(state_dict.get(f'{prefix}pretrained_windows'), tables)
+        loaded = convert_in_place(self, state_dict, prefix)
         own = self.pretrained_window_sizes
         if loaded is None and not self.pretrained_windows_given:
             warn(f'the state dict does not say the windows it was trained with: pretrained_window_sizes stays {own}')
@@ -319,38 +315,6 @@ class SwinTransformerV2(BaseModule):
             self._set_pretrained_window_sizes(loaded)
         state_dict[f'{prefix}pretrained_windows'] = torch.tensor(self.pretrained_window_sizes, device='cpu')
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _convert(self, state_dict, prefix):
-        """Convert weights of another format in place, such as those of a detector with another implementation.
-
-        Returns:
-            dict: the tables of coordinates in the file, by our names.
-        """
-        theirs = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
-        theirs = {name: value for name, value in theirs.items() if isinstance(value, Tensor)}
-        if all(name in theirs for name, _ in self.named_parameters()) and 'pretrained_windows' in theirs:
-            return {}
-        try:
-            _, inner = identify(theirs)
-            if inner:
-                return {}
-            converted = convert(theirs)
-        except CheckpointError:
-            return {}  # not a whole backbone: the caller reports what is missing
-        left = [name for name, why in converted.left_out.items() if why != COMPUTED]  # the caller reports these
-        for name in set(theirs) - set(left):
-            del state_dict[prefix + name]
-        state_dict.update({prefix + name: value for name, value in converted.weights.items()})
-        return converted.tables
-
-    def _windows_in(self, buffer, tables):
-        """The pretrained windows in a state dict: those of the buffer, else of the tables; None if it has neither."""
-        if not POSITION_BIASES[self.position_bias].has_pretrained_window:
-            return self.pretrained_window_sizes  # loading resizes the weights
-        if buffer is not None:
-            return self.of_built_stages(windows_from_buffer(buffer).pretrained_window_sizes)
-        found = (windows_from_tables(tables, number) for number in (len(self.arch.depths), len(self.layers)))
-        return self.of_built_stages(next((w.pretrained_window_sizes for w in found if w.origin), ()))
 
 
 def _check_position_bias(kind, pretrained_window_sizes):

@@ -14,9 +14,9 @@ from ..position_bias import POSITION_BIASES
 from .arguments import infer_arguments
 from .files import CheckpointError, local_path, read_checkpoint
 from .fitting import fit_weights
-from .formats import Converted, convert
+from .formats import COMPUTED, Converted, convert, identify
 from .report import LoadReport
-from .windows import TrainedWindows, infer_windows, windows_from_weights
+from .windows import TrainedWindows, infer_windows, windows_from_buffer, windows_from_tables, windows_from_weights
 
 
 def load_pretrained(
@@ -129,6 +129,49 @@ def convert_with_windows(checkpoint: Mapping, path: str | None, prefix: str = ''
     if POSITION_BIASES[arguments['position_bias']].has_pretrained_window:
         return converted, infer_windows(buffer, converted.tables, path, arguments)
     return converted, windows_from_weights(converted.weights, arguments)
+
+
+def convert_in_place(backbone: nn.Module, state_dict: dict, prefix: str) -> tuple[int, ...] | None:
+    """Convert the weights of a backbone in a state dict, such as that of a detector with another implementation.
+
+    Anything but a whole backbone of another format stays as it is, and whoever loads it reports what is missing.
+
+    Args:
+        backbone (SwinTransformerV2): the backbone to load into; stays as it is.
+        state_dict (dict): tensors by name, changed in place.
+        prefix (str): the start of the backbone's names in it.
+
+    Returns:
+        tuple[int]: the pretrained window of each stage, as far as the state dict says it; else None.
+    """
+    tables = _convert_in_place(backbone, state_dict, prefix)
+    if not POSITION_BIASES[backbone.position_bias].has_pretrained_window:
+        return backbone.pretrained_window_sizes  # loading resizes the weights
+    buffer = state_dict.get(f'{prefix}pretrained_windows')
+    if buffer is not None:
+        return backbone.of_built_stages(windows_from_buffer(buffer).pretrained_window_sizes)
+    found = (windows_from_tables(tables, number) for number in (len(backbone.arch.depths), len(backbone.layers)))
+    return backbone.of_built_stages(next((w.pretrained_window_sizes for w in found if w.origin), ()))
+
+
+def _convert_in_place(backbone, state_dict, prefix):
+    """The tables of coordinates in a state dict of another format, by our names; its weights are converted."""
+    theirs = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
+    theirs = {name: value for name, value in theirs.items() if isinstance(value, Tensor)}
+    if all(name in theirs for name, _ in backbone.named_parameters()) and 'pretrained_windows' in theirs:
+        return {}
+    try:
+        _, inner = identify(theirs)
+        if inner:
+            return {}
+        converted = convert(theirs)
+    except CheckpointError:
+        return {}
+    left = [name for name, why in converted.left_out.items() if why != COMPUTED]
+    for name in set(theirs) - set(left):
+        del state_dict[prefix + name]
+    state_dict.update({prefix + name: value for name, value in converted.weights.items()})
+    return converted.tables
 
 
 @contextmanager
