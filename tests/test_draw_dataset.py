@@ -15,7 +15,7 @@ TOOL = Path(__file__).parents[1] / 'tools' / 'misc' / 'draw_dataset.py'
 SPEC = importlib.util.spec_from_file_location('draw_dataset', TOOL)
 draw_dataset = importlib.util.module_from_spec(SPEC)
 with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(TOOL.parents[1])  # it imports lib/
+    patch.syspath_prepend(TOOL.parents[1])  # it imports swinv2_tools/
     SPEC.loader.exec_module(draw_dataset)
 CATEGORIES, SIZE = draw_dataset.CATEGORIES, draw_dataset.SIZE
 IDS = range(1, len(CATEGORIES) + 1)

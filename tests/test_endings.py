@@ -130,7 +130,7 @@ def test_workers_end_with_a_tool_that_is_killed(end):
     code = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT / 'tools')!r})
-from lib import ending
+from swinv2_tools import ending
 def main():
     if not os.fork():
         print('forked', flush=True)
@@ -146,7 +146,7 @@ def test_the_demo_ends_with_the_tools_that_it_runs(end, tmp_path, number, gpu):
 sys.path.insert(0, 'tools')
 sys.argv = ['demo.py']
 import demo
-from lib import ending
+from swinv2_tools import ending
 demo.has_gpu = lambda: {gpu}
 draw = lambda name: ('misc/draw_dataset.py', {str(out)!r} + '/' + name, '--train', 100000)
 ending.run(lambda: demo.run_side_by_side({{draw('a'): None, draw('b'): demo.Path({str(tmp_path)!r}, 'b.log')}}))"""
@@ -169,7 +169,7 @@ def test_an_installation_ends_with_what_pip_started(end, tmp_path, number):
     code = f"""import sys
 sys.path.insert(0, 'tools')
 sys.argv = ['install.py']
-from lib import ending
+from swinv2_tools import ending
 import install
 install.PATIENCE = 1  # the sleeping shell job ignores Ctrl-C
 def main():
@@ -203,7 +203,7 @@ def test_a_second_signal_does_not_stop_the_tidying_up(end, tmp_path):
 sys.path.insert(0, 'tools')
 sys.argv = ['tool.py']
 import signal
-from lib import ending
+from swinv2_tools import ending
 def main():
     try:
         print('started', flush=True)

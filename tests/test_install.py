@@ -22,7 +22,7 @@ import swinv2_mm
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'install.py'
-LIBRARIES = ('__init__.py', 'ending.py', 'machine.py')  # of tools/lib, which the tool imports
+LIBRARIES = ('__init__.py', 'ending.py', 'machine.py')  # of tools/swinv2_tools, which the tool imports
 UPSTREAM = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
 ONEDL = {
     'onedl-mmengine': '0.10.12',
@@ -165,11 +165,11 @@ class Sandbox:
 
 
 def copy_tool(folder):
-    (folder / 'tools' / 'lib').mkdir(parents=True)
+    (folder / 'tools' / 'swinv2_tools').mkdir(parents=True)
     shutil.copy(TOOL, folder / 'tools')
     shutil.copy(ROOT / 'setup.cfg', folder)
     for name in LIBRARIES:
-        shutil.copy(TOOL.parent / 'lib' / name, folder / 'tools' / 'lib')
+        shutil.copy(TOOL.parent / 'swinv2_tools' / name, folder / 'tools' / 'swinv2_tools')
 
 
 @pytest.fixture
@@ -195,11 +195,11 @@ def needed(stack):
 
 
 def test_before_anything_is_installed_the_tool_imports_the_standard_library_and_pip_alone():
-    for tool in (TOOL, *(TOOL.parent / 'lib' / name for name in LIBRARIES)):
+    for tool in (TOOL, *(TOOL.parent / 'swinv2_tools' / name for name in LIBRARIES)):
         tree = ast.parse(tool.read_text(), feature_version=(3, 8))
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert {name.split('.')[0] for name in imported} <= {'lib', 'pip', *sys.stdlib_module_names}
+        assert {name.split('.')[0] for name in imported} <= {'swinv2_tools', 'pip', *sys.stdlib_module_names}
 
 
 def test_the_pins_are_those_of_the_two_stacks():

@@ -274,3 +274,18 @@ def test_the_front_door_trains_and_is_evaluated_on_real_photos(tmp_path):
     out = run(*tool('test', config, tmp_path / 'epoch_1.pth', *data, *quick))
     assert 'coco/bbox_mAP_50' in out
     assert 'coco/segm_mAP_50' in out
+
+
+def test_a_config_imports_the_modules_of_its_user_not_those_of_the_tools(tmp_path):
+    names = 'lib', 'utils', 'common', 'models', 'datasets'
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').touch()
+        (tmp_path / name / 'mine.py').write_text(f'print("imported {name}")')
+    config = tmp_path / 'config.py'
+    modules = [f'{name}.mine' for name in names]
+    config.write_text(f'custom_imports = dict(imports={modules})\nmodel = dict(type="Mine")\n')
+    env = {**ENV, 'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])}
+    done = subprocess.run(tool('train', config), cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f'imported {name}' for name in names], done.stderr
+    assert done.returncode == 2 and 'default_scope is None' in done.stderr  # after the imports

@@ -7,7 +7,7 @@ them, and draws what they find.
 
 from __future__ import annotations
 
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import glob

@@ -31,7 +31,7 @@ seconds and at the end, even if Ctrl-C, SIGTERM or a full disk ends the run.
 
 from __future__ import annotations
 
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import importlib.util
@@ -47,15 +47,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from lib.coco_results import coco_results, list_categories, list_image_ids, read_annotations
-from lib.image_files import EXTENSIONS, find_images, output_stems
-from lib.pictures import check_pixels, check_whole, to_picture
-from lib.progress import track
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
+from swinv2_tools.coco_results import coco_results, list_categories, list_image_ids, read_annotations
+from swinv2_tools.image_files import EXTENSIONS, find_images, output_stems
+from swinv2_tools.pictures import check_pixels, check_whole, to_picture
+from swinv2_tools.progress import track
 from torch import nn
 
 from swinv2_mm.checkpoints.files import read_checkpoint

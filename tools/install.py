@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import configparser
@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib import machine
+from swinv2_tools import machine
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution

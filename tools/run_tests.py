@@ -1,13 +1,13 @@
 """Run the tests, after installing what they need, in a few processes at once (one with `-n 0`, as `-s` needs)."""
 
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import os
 import sys
 
 from install import ROOT, ensure_environment
-from lib.machine import processes_at_once
+from swinv2_tools.machine import processes_at_once
 
 MAX_WORKERS = 4
 GIGABYTES = 4  # of memory, for a worker

@@ -1,6 +1,6 @@
 """Evaluate a trained detector or segmentor: COCO metrics or mIoU."""
 
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import errno
@@ -9,9 +9,9 @@ import pickle
 import sys
 from pathlib import Path
 
-from lib.opening import check_config, check_data_contents, errors_in_one_line, read_config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
+from swinv2_tools.opening import check_config, check_data_contents, errors_in_one_line, read_config
 
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.engine import launch

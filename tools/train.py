@@ -1,12 +1,12 @@
 """Train a detector or segmentor from its config."""
 
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import logging
 from pathlib import Path
 
-from lib.opening import check_config, check_data_contents, errors_in_one_line, read_config
+from swinv2_tools.opening import check_config, check_data_contents, errors_in_one_line, read_config
 
 from swinv2_mm import CheckpointError
 from swinv2_mm.engine import launch, run_folder

@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 from collections.abc import Sequence
 
 import torch
-from lib.model_costs import Cost, Row, Training, analyze, largest_batch, peak, total
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from swinv2_tools.model_costs import Cost, Row, Training, analyze, largest_batch, peak, total
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.arch import ARCHS

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import itertools
@@ -23,8 +23,8 @@ import time
 from importlib import metadata
 
 import torch
-from lib import peers
-from lib.benchmark_work import DETECTORS, Work, measure
+from swinv2_tools import peers
+from swinv2_tools.benchmark_work import DETECTORS, Work, measure
 
 from swinv2_mm.arch import ARCHS
 from swinv2_mm.engine.launch import bad_input

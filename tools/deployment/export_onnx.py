@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import importlib.util

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import json
@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-from lib.progress import track
 from pycocotools import mask as rle_codec
+from swinv2_tools.progress import track
 
 VERSION = '1'  # raise it when what is drawn changes, so that older data sets are recognised
 SIZE = 256  # height and width of a scene in pixels

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib import ending  # isort: split
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import os
@@ -18,7 +18,7 @@ import re
 import subprocess
 
 from install import ROOT, ensure_environment, read_pins, say
-from lib.machine import processes_at_once
+from swinv2_tools.machine import processes_at_once
 
 TESTS = (
     'amp arch arguments attention backbone backbone_reference backbone_training checkpoint checkpoint_mutation '

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has lib/
-from lib import ending  # isort: split
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/, which has swinv2_tools/
+from swinv2_tools import ending  # isort: split
 
 import argparse
 import json

@@ -17,12 +17,12 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from lib import peers
 from swinv2_mm.arch import parse_arch
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.amp import bfloat16_features
 from swinv2_mm.ops.linear import linear
 from swinv2_mm.windows import WindowGroup, partition
+from swinv2_tools import peers
 
 DETECTORS = ('mask-rcnn swinv2_mm', 'mask-rcnn swin v1 w7')
 FRONT_DOOR = Path(__file__).resolve().parents[2] / 'configs/mask_rcnn_swinv2.py'
