@@ -35,7 +35,8 @@ class Stage(nn.Module):
     Inside a block, windows are independent of each other. So on CPU a block runs part by part. A part is a few whole
     windows, which stay in the cache. On a GPU, and in a graph, there is one part. A block that has hooks or is wrapped
     (by FSDP, for example) is called once with the whole map. It computes its position bias itself, because its
-    parameters may be sharded until then.
+    parameters may be sharded until then. On CPU that takes more memory, up to twice as much in inference. With
+    ``with_cp`` the forward pre-hooks of such a block run again in the backward pass.
     """
 
     def __init__(self, blocks: list[Block], downsample: nn.Module, window_size: int, with_cp: bool):

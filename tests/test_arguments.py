@@ -1,7 +1,5 @@
 """The arguments of a backbone from its weights, and whether these are all of one."""
 
-import time
-
 import pytest
 import torch
 
@@ -153,17 +151,21 @@ def blocks(depths, embed_dims):
 @pytest.mark.parametrize(
     ('weights', 'message'),
     [
-        (blocks((MAX_BLOCKS, 1), 8), f'it has {MAX_BLOCKS + 1} blocks, and no backbone has more than {MAX_BLOCKS}'),
-        (blocks((30_000,), 8), 'it has 30000 blocks, and no backbone'),
+        (blocks((MAX_BLOCKS, 1), 8), f'it names {MAX_BLOCKS + 1} blocks, and '),
+        (blocks((30_000,), 8), 'it names 30000 blocks, and '),
         (blocks((1,) * 100, 8), "its shapes are those of arch={'embed_dims': 8, 'depths': (1, 1, 1, "),
         (blocks((1,) * 45, 100_000), 'which cannot be built: it is damaged'),
         (blocks((1, 1), 1_000_000), 'it lacks '),
     ],
     ids=['more blocks', 'far more blocks', 'many stages', 'wide stages', 'wide'],
 )
-def test_absurd_sizes_are_refused_at_once(weights, message):
-    start = time.monotonic()
+def test_absurd_sizes_are_refused(weights, message):
     with pytest.raises(CheckpointError) as error:
         check_complete(*read_weights(weights), SwinTransformerV2)
     assert message in str(error.value) and '\n' not in str(error.value)
-    assert time.monotonic() - start < 5
+
+
+def test_a_whole_backbone_may_be_deeper_than_any_published_one():
+    arch = dict(embed_dims=4, depths=(MAX_BLOCKS + 1,), num_heads=(1,))
+    backbone = SwinTransformerV2(arch, window_size=2, out_indices=(0,))
+    assert check_complete(*read_weights(backbone.state_dict()), SwinTransformerV2)['arch'] == arch

@@ -20,7 +20,8 @@ from .windows import TrainedWindows
 PATCH_FILTERS = 'patch_embed.proj.weight'
 OUTPUT_NORM = re.compile(r'norm(\d{1,3})\.(weight|bias)$')
 NOT_BUILT = 'of a stage after the last of out_indices, which is not built'
-MAX_BLOCKS = 200  # the largest published backbone has 50; a file may name any number
+MAX_BLOCKS = 200  # the largest published backbone has 50; a file may name any number, and has to hold more of these
+BLOCK_TENSORS = 13  # that a block has at least
 
 
 class Fitted(NamedTuple):
@@ -96,8 +97,8 @@ def check_complete(
     depths = parse_arch(arguments['arch']).depths
     if windows.pretrained_window_sizes and len(windows.pretrained_window_sizes) != len(depths):
         raise CheckpointError(f'it has {len(depths)} stages and the windows {windows.pretrained_window_sizes}')
-    if sum(depths) > MAX_BLOCKS:
-        raise CheckpointError(f'it has {sum(depths)} blocks, and no backbone has more than {MAX_BLOCKS}: it is damaged')
+    if sum(depths) > MAX_BLOCKS and sum(depths) * BLOCK_TENSORS > len(weights):
+        raise CheckpointError(f'it names {sum(depths)} blocks, and {len(weights)} tensors are too few: it is damaged')
     own = _own_weights(_build_on_meta(backbone_class, arguments, windows.window_size))
     initial = _find_initial(own, weights)
     _check_shapes({name: value for name, value in own.items() if name not in initial}, weights, arguments, arguments)
