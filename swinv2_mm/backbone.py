@@ -36,7 +36,7 @@ class Stage(nn.Module):
     windows, which stay in the cache. On a GPU, and in a graph, there is one part. A block that has hooks or is wrapped
     (by FSDP, for example) is called once with the whole map. It computes its position bias itself, because its
     parameters may be sharded until then. On CPU that takes more memory, up to twice as much in inference. With
-    ``with_cp`` the forward pre-hooks of such a block run again in the backward pass.
+    ``with_cp`` the forward pre-hooks of such a block run again in the backward pass, before PyTorch 2.1 all its hooks.
     """
 
     def __init__(self, blocks: list[Block], downsample: nn.Module, window_size: int, with_cp: bool):

@@ -246,7 +246,9 @@ def test_hooks_on_blocks_see_the_map(build, monkeypatch, with_cp, training):
     torch.manual_seed(1)
     for name, grad in gradients(backbone, image).items():
         torch.testing.assert_close(grad, wanted[name], rtol=1e-9, atol=1e-9)
-    assert sorted(seen) == sorted([((2, 13, 21, 16),) * 2, ((2, 7, 11, 32),) * 2] * 2)  # once, also with with_cp
+    # From 2.1 on, recomputation stops at the last tensor that backward needs, before the hook.
+    runs = 2 if with_cp and training and torch.__version__ < (2, 1) else 1
+    assert sorted(seen) == sorted([((2, 13, 21, 16),) * 2, ((2, 7, 11, 32),) * 2] * 2 * runs)
 
 
 def test_hooks_on_blocks_may_change_the_map(build):
