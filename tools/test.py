@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
-from swinv2_tools.opening import check_config, check_data_contents, errors_in_one_line, read_config
+from swinv2_tools.startup import check_config, check_data_contents, errors_in_one_line, read_config
 
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.engine import launch

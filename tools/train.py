@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from swinv2_tools.opening import check_config, check_data_contents, errors_in_one_line, read_config
+from swinv2_tools.startup import check_config, check_data_contents, errors_in_one_line, read_config
 
 from swinv2_mm import CheckpointError
 from swinv2_mm.engine import launch, run_folder
