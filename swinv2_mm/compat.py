@@ -112,6 +112,26 @@ def custom_op(name: str, schema: str):
     return _Operator
 
 
+def operator(name: str, schema: str, fake):
+    """Make a function of tensors on any device an operator without derivatives, which compilers do not look into.
+
+    It takes less CPU time per call than `custom_op`, and costs nothing before 2.4: there the function stays as it is.
+
+    Args:
+        fake (Callable): gives outputs of the right shapes, without computing them.
+    """
+
+    def register(function):
+        if not HAS_CUSTOM_OP:
+            return function
+        torch.library.define(name, schema)
+        torch.library.impl(name, 'default', function)
+        torch.library.register_fake(name, fake)
+        return getattr(getattr(torch.ops, name.partition('::')[0]), name.partition('::')[2]).default
+
+    return register
+
+
 class _Operator:
     """A `torch.autograd.Function` that stands in for a custom operator before 2.4."""
 

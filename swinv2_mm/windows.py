@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .shortcuts import cached, is_transforming, may_use_functions
+from .shortcuts import cached, is_recorded, is_transforming, may_use_functions
 
 
 class WindowGroup(NamedTuple):
@@ -28,20 +29,39 @@ class WindowGroup(NamedTuple):
         return self.height * self.width * self.count
 
 
-class Windows(NamedTuple):
+class Windows:
     """Windows of a ``(B, H, W)`` map, all of them or a part, group after group.
 
     Tokens are in window order if those of a window follow each other, row by row, group after group.
 
-    Attributes:
-        groups (tuple[WindowGroup]): at most nine.
-        order (Tensor): (T,) int64, the flat index on the map of each token in window order.
-        images (Tensor): (T,) int64, the index in the batch of the image that each token belongs to.
+    Args:
+        groups (Sequence[WindowGroup]): at most nine.
+        window (int): window size in tokens.
+        shift (int): offset of the window grid in tokens.
+        index (Callable): computes `order` and `images`, when one of them is needed first.
     """
 
-    groups: tuple[WindowGroup, ...]
-    order: Tensor
-    images: Tensor
+    def __init__(
+        self, groups: Sequence[WindowGroup], window: int, shift: int, index: Callable[[], tuple[Tensor, Tensor]]
+    ):
+        self.groups, self.window, self.shift = tuple(groups), window, shift
+        self._index, self._computed = index, None
+
+    @property
+    def order(self) -> Tensor:
+        """(T,) int64, the flat index on the map of each token in window order."""
+        return self._tensors()[0]
+
+    @property
+    def images(self) -> Tensor:
+        """(T,) int64, the index in the batch of the image that each token belongs to."""
+        return self._tensors()[1]
+
+    def _tensors(self):
+        if self._computed is None:
+            with nullcontext() if is_recorded() else torch.inference_mode(False):  # a later pass may need gradients
+                self._computed = self._index()
+        return self._computed
 
     @property
     def largest(self) -> tuple[int, int]:
@@ -55,7 +75,7 @@ class Windows(NamedTuple):
         already has such a multiple starts another group only if everything that is left fits. Without tokens there is
         one part.
         """
-        parts, room, left = [], 0, len(self.order)
+        parts, room, left = [], 0, sum(group.num_tokens for group in self.groups)
         for height, width, count in self.groups:
             even = multiple // math.gcd(multiple, height * width)  # windows
             if left > room and multiple > 1 and parts and sum(group.num_tokens for group in parts[-1]) % multiple == 0:
@@ -74,7 +94,10 @@ class Windows(NamedTuple):
                 count -= fitting
         sizes = [sum(group.num_tokens for group in groups) for groups in parts]
         tokens = zip(self.order.split(sizes), self.images.split(sizes))
-        return [Windows(tuple(groups), order, images) for groups, (order, images) in zip(parts, tokens)] or [self]
+        return [
+            Windows(groups, self.window, self.shift, lambda computed=computed: computed)
+            for groups, computed in zip(parts, tokens)
+        ] or [self]
 
 
 def axis_segments(length: int, window: int, shift: int) -> dict[int, list[int]]:
@@ -112,20 +135,32 @@ def partition(batch: int, height: int, width: int, window: int, shift: int, devi
         shift (int): offset of the window grid in tokens, 0 in even blocks and ``window // 2`` in odd blocks.
         device (torch.device, optional): where the index tensors live.
     """
+    rows, columns = (axis_segments(length, window, shift) for length in (height, width))
+    groups = [
+        WindowGroup(h, w, batch * len(row_starts) * len(column_starts))
+        for h, row_starts in rows.items()
+        for w, column_starts in columns.items()
+    ]
 
+    def index():
+        order = _window_order(batch, height, width, rows, columns, device)
+        return order, order.div(height * width, rounding_mode='floor')
+
+    return Windows(groups, window, shift, index)
+
+
+def _window_order(batch, height, width, rows, columns, device):
     def positions(starts, size):
         return torch.tensor(starts, device=device)[:, None] + torch.arange(size, device=device)  # (count, size)
 
     images = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1)
-    groups, orders = [], []
-    for h, row_starts in axis_segments(height, window, shift).items():
-        rows = positions(row_starts, h)[:, None, :, None]
-        for w, column_starts in axis_segments(width, window, shift).items():
-            columns = positions(column_starts, w)[:, None, :]
-            orders.append(((images * height + rows) * width + columns).flatten())  # (B, rows, columns, h, w) flat
-            groups.append(WindowGroup(h, w, batch * len(row_starts) * len(column_starts)))
-    order = torch.cat(orders)
-    return Windows(tuple(groups), order, order.div(height * width, rounding_mode='floor'))
+    orders = []
+    for h, row_starts in rows.items():
+        of_rows = positions(row_starts, h)[:, None, :, None]
+        for w, column_starts in columns.items():
+            of_columns = positions(column_starts, w)[:, None, :]
+            orders.append(((images * height + of_rows) * width + of_columns).flatten())  # (B, rows, columns, h, w) flat
+    return torch.cat(orders)
 
 
 def gather(x: Tensor, parts: Sequence[Windows]) -> tuple[Tensor, ...]:
