@@ -20,7 +20,7 @@ from .checkpoints.loading import convert_in_place, load_pretrained
 from .messages import warn
 from .ops.linear import ONEDNN_ROWS
 from .other_names import refuse_other_names
-from .position_bias import POSITION_BIASES
+from .position_bias import POSITION_BIASES, tables_at_once
 from .shortcuts import is_plain
 from .windows import map_windows, partition
 
@@ -49,20 +49,27 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run all blocks on a map ``(B, H, W, C)``, which keeps its shape."""
         height, width = map(index, x.shape[1:3])  # plain ints; the batch may be symbolic, so that a graph serves any
-        regular, shifted = (
+        cuts = [
             partition(x.shape[0], height, width, self.window_size, shift, x.device)
             for shift in (0, self.window_size // 2)
-        )
+        ]
+        tables = self._tables(x, map(max, *(cut.largest for cut in cuts)))
         for i, block in enumerate(self.blocks):
-            x = self._run_block(block, x, shifted if i % 2 else regular)
+            x = self._run_block(block, x, cuts[i % 2], tables.get(block))
         return x
 
-    def _run_block(self, block, x, windows):
+    def _tables(self, x, largest):
+        """The position bias of every block that gets it from here, computed together where launches cost most."""
+        blocks = [block for block in self.blocks if is_plain(block, Block) and not runs_in_parts(x)]
+        tables = tables_at_once([block.attn.position_bias for block in blocks], *largest)
+        return dict(zip(blocks, tables))
+
+    def _run_block(self, block, x, windows, table):
         """Run a block on a map (B, H, W, C)."""
-        scales = draw_scale(block.drop_path, x), draw_scale(block.drop_path, x)  # once for all parts
+        scales = draw_scales(block.drop_path, x)  # once for all parts
         run = partial(checkpoint, block, use_reentrant=False) if self.with_cp and self.training else block
-        if not is_plain(block, Block):
-            return run(x, windows, None, *(scale if scale is None else scale.view(-1, 1, 1, 1) for scale in scales))
+        if not is_plain(block, Block) or not runs_in_parts(x):
+            return run(x, windows, table, *(scale if scale is None else scale.view(-1, 1, 1, 1) for scale in scales))
         table = block.attn.position_bias(*windows.largest)
 
         def run_part(tokens, part):
@@ -72,15 +79,20 @@ class Stage(nn.Module):
         return map_windows(run_part, x, _parts(windows, x))
 
 
-def draw_scale(drop_path: nn.Module, x: Tensor) -> Tensor | None:
-    """Per-image scale of a residual branch of ``x (B, ...)``, (B, 1), or None if nothing is dropped."""
-    if is_plain(drop_path, DropPath) and not drop_path.drops:
-        return None
-    return drop_path(x.new_ones(x.shape[0], 1))
+def draw_scales(drop_path: nn.Module, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Per-image scales of both residual branches of ``x (B, ...)``, (B, 1) each, or None if nothing is dropped."""
+    if not is_plain(drop_path, DropPath):
+        return drop_path(x.new_ones(x.shape[0], 1)), drop_path(x.new_ones(x.shape[0], 1))
+    return drop_path.draw(x, 2) if drop_path.drops else (None, None)
+
+
+def runs_in_parts(x: Tensor) -> bool:
+    """Whether blocks run on the tokens of some windows at a time, and not on the whole map."""
+    return x.device.type == 'cpu'
 
 
 def _parts(windows, x):
-    if x.device.type != 'cpu' or compat.is_compiling() or torch.jit.is_tracing():
+    if compat.is_compiling() or torch.jit.is_tracing():
         return [windows]
     return windows.split(max(PART_SIZE // x.shape[3], 1), ONEDNN_ROWS)
 

@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops import attention
+from . import compat, ops
+from .ops import fused_block
 from .ops.linear import apply_linear
 from .position_bias import POSITION_BIASES, PositionBias
-from .shortcuts import is_plain, is_transforming
+from .shortcuts import PLAIN, cached, is_plain, is_traced, is_transforming
 from .windows import Windows
 
 MAX_LOGIT_SCALE = 100.0
+zeros = cached(lambda shape, dtype, device: torch.zeros(shape, dtype=dtype, device=device))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -37,10 +39,12 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x (B, ...)`` with whole images dropped, and the others scaled so that the mean stays."""
-        if not self.drops:
-            return x
+        return x * self.draw(x, 1)[0].view(-1, *[1] * (x.ndim - 1)) if self.drops else x
+
+    def draw(self, x: Tensor, branches: int) -> tuple[Tensor, ...]:
+        """The scales of all images of ``x (B, ...)`` for so many branches, (B, 1) each: 0, or what keeps the mean."""
         keep_prob = 1 - self.drop_prob
-        return x * x.new_empty(x.shape[:1] + (1,) * (x.ndim - 1)).bernoulli_(keep_prob) / keep_prob
+        return x.new_empty(branches, len(x), 1).bernoulli_(keep_prob).div_(keep_prob).unbind()
 
     @property
     def drops(self) -> bool:
@@ -142,11 +146,9 @@ class WindowAttention(nn.Module):
         Returns:
             Tensor: as ``x``.
         """
-        qkv = apply_linear(self.qkv, x, self._qkv_bias())
-        scale = self.logit_scale.to(torch.promote_types(self.logit_scale.dtype, torch.float32))
-        scale = scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()  # (heads, 1, 1)
+        qkv = apply_linear(self.qkv, x, self.qkv_bias())
         table = self.position_bias(*windows.largest) if table is None else table
-        out = attention(qkv, scale, table, windows, self.attn_drop if self.training else 0.0)
+        out = ops.attention(qkv, self.scale(), table, windows, self.dropout())
         return self.proj_drop(apply_linear(self.proj, out))
 
     @property
@@ -154,9 +156,20 @@ class WindowAttention(nn.Module):
         """The module that gives the position bias."""
         return getattr(self, self._bias_name)
 
-    def _qkv_bias(self):
+    def scale(self) -> Tensor:
+        """The factor of the cosines, (heads, 1, 1)."""
+        scale = self.logit_scale.to(torch.promote_types(self.logit_scale.dtype, torch.float32))
+        return scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+
+    def dropout(self) -> float:
+        """The probability of dropping an attention weight now."""
+        return self.attn_drop if self.training else 0.0
+
+    def qkv_bias(self) -> Tensor | None:
         """(3C,), zero for the keys; None without one."""
-        return None if self.q_bias is None else torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        if self.q_bias is None:
+            return None
+        return torch.cat((self.q_bias, zeros(self.v_bias.shape, self.v_bias.dtype, self.v_bias.device), self.v_bias))
 
 
 class Mlp(nn.Module):
@@ -239,9 +252,41 @@ class Block(nn.Module):
         Returns:
             Tensor: as ``x``.
         """
-        x = residual(x, self.norm1(self.attn(x, windows, table)), scale1)
-        x = residual(x, self.norm2(self.mlp(x)), scale2)
+        if self._is_fused(x):
+            x = self._fused(x, windows, table, scale1, scale2)
+        else:
+            x = residual(x, self.norm1(self.attn(x, windows, table)), scale1)
+            x = residual(x, self.norm2(self.mlp(x)), scale2)
         return self.norm3(x)
+
+    def _is_fused(self, x):
+        """Whether `ops/fused_block.py` computes the two branches: on CUDA, with nothing but plain layers."""
+        if x.device.type != ops.flash_cuda.DEVICE or x.ndim != 4 or is_traced() or not self._is_plain():
+            return False
+        layers = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
+        weights = [*(layer.weight for layer in layers), self.norm1.weight, self.norm2.weight]
+        if not all(type(weight) in PLAIN and weight.dtype == x.dtype for weight in weights):
+            return False
+        dtype, head_dim = compat.dtype_of_products(x), x.shape[-1] // self.attn.num_heads
+        return ops.path_of(x.device, dtype, head_dim, self.attn.dropout()) is ops.flash_cuda
+
+    def _is_plain(self):
+        attn, mlp = self.attn, self.mlp
+        kinds = {WindowAttention: [attn], Mlp: [mlp], nn.Linear: [attn.qkv, attn.proj, mlp.fc1, mlp.fc2]}
+        kinds.update({LayerNorm: [self.norm1, self.norm2], nn.Dropout: [attn.proj_drop, mlp.drop]})
+        drops = self.training and attn.proj_drop.p > 0
+        return not drops and all(is_plain(layer, kind) for kind, layers in kinds.items() for layer in layers)
+
+    def _fused(self, x, windows, table, scale1, scale2):
+        attn, mlp = self.attn, self.mlp
+        table = attn.position_bias(*windows.largest) if table is None else table
+        half = x.to(compat.dtype_of_products(x))
+        parameters = fused_block.Parameters.of(attn.qkv, attn.qkv_bias(), attn.proj, self.norm1)
+        x, half = fused_block.attention_branch(
+            x, half, parameters, scale1, attn.scale(), table, windows.window, windows.shift
+        )
+        parameters = fused_block.Parameters.of(mlp.fc1, mlp.fc1.bias, mlp.fc2, self.norm2)
+        return fused_block.mlp_branch(x, half, parameters, scale2)
 
 
 def residual(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:

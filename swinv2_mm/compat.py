@@ -22,6 +22,8 @@ HAS_CUSTOM_OP = torch_version >= (2, 4)
 
 # PyTorch's own function objects, because its compiler recognises them by identity.
 is_compiling = torch.compiler.is_compiling if torch_version >= (2, 3) else torch._utils.is_compiling
+# A decorator: compilers call the function, and take its result for a constant.
+constant_in_graphs = getattr(getattr(torch, 'compiler', None), 'assume_constant_result', lambda function: function)
 is_exporting = getattr(getattr(torch, 'compiler', None), 'is_exporting', bool)  # from 2.7 on
 
 
@@ -37,6 +39,12 @@ def is_autocast_on_cpu() -> bool:
     if torch_version >= (2, 4):
         return torch.is_autocast_enabled('cpu')
     return torch.is_autocast_cpu_enabled()
+
+
+def dtype_of_products(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with a tensor: that of autocast, if it is on; from PyTorch 2.4 on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 @contextmanager

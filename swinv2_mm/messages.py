@@ -12,6 +12,11 @@ def warn(message: str) -> None:
     print_log(message, logger='current', level=logging.WARNING)
 
 
+def inform(message: str) -> None:
+    """Log what is good to know."""
+    print_log(message, logger='current', level=logging.INFO)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its class where it has none."""
     return str(error).strip().split('\n')[0] or type(error).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +152,7 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
         if not self._is_plain():
             return self.table(height, width)
         key = height, width, self.pretrained_window
-        return self._last.get(lambda: self.table(height, width), key, self._weights())
+        return self._last.get(lambda: self.table(height, width), key, self.weights)
 
     def table(self, height: int, width: int) -> Tensor:
         """Compute what `forward` returns, without the kept result.
@@ -160,7 +160,7 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
         Always in float32 or wider, because the bias reaches 16, where the steps of bfloat16 are 1/16.
         """
         plain = self._is_plain()
-        weights = self._weights() if plain else filter(torch.is_floating_point, self.parameters())
+        weights = self.weights if plain else filter(torch.is_floating_point, self.parameters())
         weight = next(iter(weights), torch.empty(0, device='cpu'))  # quantised layers have none, and run on CPU
         dtype = torch.promote_types(weight.dtype, torch.float32)
         coordinates = self.coordinates(height, width, self.pretrained_window, weight.device, dtype)
@@ -172,8 +172,19 @@ class ContinuousPositionBias(PositionBias, nn.Sequential):
                 out = nn.Sequential.forward(self, coordinates.to(weight.dtype)).to(dtype)
             return 16 * torch.sigmoid(out).permute(2, 0, 1)
 
-    def _weights(self):
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(512, 2), (512,) and (heads, 512)."""
         return self[0].weight, self[0].bias, self[2].weight
+
+    def is_alike(self, other: PositionBias) -> bool:
+        """Whether both are the same function of their weights, whose shapes and dtypes are the same."""
+        if type(other) is not type(self) or not (
+            self._is_plain() and is_plain(other, type(self)) and other._is_plain()
+        ):
+            return False
+        kinds = ([(x.shape, x.dtype, x.device) for x in bias.weights] for bias in (self, other))
+        return self.pretrained_window == other.pretrained_window and next(kinds) == next(kinds)
 
     def _is_plain(self):
         kinds = nn.Linear, nn.ReLU, nn.Linear
@@ -233,6 +244,20 @@ class ParameterizedPositionBias(PositionBias):
         if name in state_dict:
             state_dict[name] = resize_table(state_dict[name], self.pretrained_window)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def tables_at_once(biases: Sequence[PositionBias], height: int, width: int) -> list[Tensor]:
+    """What `PositionBias.forward` gives for each of the blocks of a stage, in batched products if all are alike."""
+    first = biases[0] if biases else None
+    if len(biases) < 2 or not isinstance(first, ContinuousPositionBias) or not all(map(first.is_alike, biases)):
+        return [bias(height, width) for bias in biases]
+    weight1, bias1, weight2 = (torch.stack(weights) for weights in zip(*(bias.weights for bias in biases)))
+    dtype = torch.promote_types(weight1.dtype, torch.float32)
+    coordinates = first.coordinates(height, width, first.pretrained_window, weight1.device, dtype)
+    with torch.autocast(weight1.device.type, enabled=False):
+        hidden = torch.matmul(coordinates.view(-1, 2), weight1.to(dtype).mT) + bias1[:, None].to(dtype)
+        out = torch.matmul(weight2.to(dtype), F.relu(hidden).mT)  # (blocks, heads, offsets)
+        return list((16 * torch.sigmoid(out)).unflatten(2, coordinates.shape[:2]).unbind())
 
 
 POSITION_BIASES = {

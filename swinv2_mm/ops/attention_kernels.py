@@ -82,7 +82,7 @@ def _vectors(pointer, places, stride, D: tl.constexpr):
 @triton.jit
 def _store(pointer, places, stride, values, here, D: tl.constexpr):
     pointers = pointer + places.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
-    tl.store(pointers, _cast(values, pointer.dtype.element_ty), here[:, None])
+    tl.store(pointers, cast(values, pointer.dtype.element_ty), here[:, None])
 
 
 @triton.jit
@@ -99,7 +99,7 @@ def _product(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _cast(x, dtype: tl.constexpr):
+def cast(x, dtype: tl.constexpr):
     if INTERPRETED and dtype == tl.bfloat16:  # it truncates, where a GPU rounds to the nearest
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
@@ -166,7 +166,7 @@ def forward_kernel(
             decay = tl.exp2((highest - new) * LOG2_E)
             p = tl.exp2(s * LOG2_E - (new * LOG2_E)[:, None])
             total = total * decay + tl.sum(p, 1)
-            acc = _product(_cast(p, v.dtype), v, acc * decay[:, None], PRECISION)
+            acc = _product(cast(p, v.dtype), v, acc * decay[:, None], PRECISION)
             highest = new
         _store(out + head * D, places, num_heads * D, acc / total[:, None], here, D)
         slot = ((number * num_heads + head) * tw + left).to(tl.int64) * th + top * STRIP
@@ -215,7 +215,7 @@ def query_kernel(
                 k = (k.to(tl.float32) * rk[:, None]).to(k.dtype)
             else:
                 ds *= rk[None, :]
-            acc = _product(_cast(ds, k.dtype), k, acc, PRECISION)
+            acc = _product(cast(ds, k.dtype), k, acc, PRECISION)
         along = tl.sum(acc * unit, 1)
         share = tl.sum(tl.where(here, along, 0.0), 0)
         tl.store(delta + slot + t, d)
@@ -258,14 +258,16 @@ def key_kernel(
             log, d = tl.load(lse + slot + u), tl.load(delta + slot + u)
             rq = _inverse_norm(q)
             s = _product(q, tl.trans(k), tl.zeros([INNER, BLOCK], tl.float32), PRECISION)
-            p = tl.exp2((s * rk[None, :] * (rq * factor)[:, None] + bias) * LOG2_E - log[:, None])  # 0 beyond the window
-            dv = _product(tl.trans(_cast(p, do.dtype)), do, dv, PRECISION)
+            p = tl.exp2(
+                (s * rk[None, :] * (rq * factor)[:, None] + bias) * LOG2_E - log[:, None]
+            )  # 0 beyond the window
+            dv = _product(tl.trans(cast(p, do.dtype)), do, dv, PRECISION)
             ds = p * (_product(do, tl.trans(v), tl.zeros([INNER, BLOCK], tl.float32), PRECISION) - d[:, None])
             if q.dtype == tl.float16:  # for its range
                 q = (q.to(tl.float32) * rq[:, None]).to(q.dtype)
             else:
                 ds *= rq[:, None]
-            dk = _product(tl.trans(_cast(ds, q.dtype)), q, dk, PRECISION)
+            dk = _product(tl.trans(cast(ds, q.dtype)), q, dk, PRECISION)
         unit = k.to(tl.float32) * rk[:, None]
         dk = (dk - unit * tl.sum(dk * unit, 1)[:, None]) * (rk * factor)[:, None]
         _store(grad_qkv + (num_heads + head) * D, places, stride, dk, here, D)

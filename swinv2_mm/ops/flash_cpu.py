@@ -20,6 +20,7 @@ from ..shortcuts import is_recorded, is_transforming, may_use_functions
 from ..windows import WindowGroup
 from .common import NO_DROPOUT, fold_reversed_bias, reversed_window_bias
 
+ORDER = 'window'
 TILE = 2**21  # attention weights in a tile
 WEIGHTS = 2**19  # attention weights that backward holds at once, 2 MiB in float32
 EPS = 1e-12  # of the norms, as in `torch.nn.functional.normalize`
@@ -30,14 +31,14 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     return window_attention(qkv.contiguous(), scale, table, [size for group in groups for size in group])
 
 
-def unable(qkv: Tensor, dropout: float) -> str | None:
+def unable(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: float) -> str | None:
     """Why this path can't serve a call, or None."""
     if dropout > 0:
         return NO_DROPOUT
     if is_transforming():
         return 'does not support torch.func and forward-mode differentiation: unset it'
-    if qkv.device.type != 'cpu':
-        return f'is for CPU, and the tensors are on {qkv.device}: unset it, or set it to sdpa'
+    if device.type != 'cpu':
+        return f'is for CPU, and the tensors are on {device}: unset it, or set it to sdpa'
     return None
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..windows import WindowGroup
 
+ORDER = 'window'
+
 
 def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], dropout: float = 0.0) -> Tensor:
     """``softmax(cos(q, k) * scale + bias) v`` inside each window (sections 3.2 and 3.3).
@@ -37,7 +39,7 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     return torch.cat(outs)
 
 
-def unable(qkv: Tensor, dropout: float) -> None:
+def unable(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: float) -> None:
     """Why this path can't serve a call: None, because it always can."""
 
 

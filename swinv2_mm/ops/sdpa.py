@@ -14,6 +14,7 @@ from ..shortcuts import is_transforming
 from ..windows import WindowGroup
 from .common import NO_DROPOUT, cosine, merge_heads, window_bias
 
+ORDER = 'window'
 ALIGNMENT = 8  # elements; rows of a bias that start elsewhere make the memory-efficient kernel copy it, or refuse it
 
 
@@ -42,7 +43,7 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[Window
     return torch.cat(outs)
 
 
-def unable(qkv: Tensor, dropout: float) -> str | None:
+def unable(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: float) -> str | None:
     """Why this path can't serve a call, or None."""
     return NO_DROPOUT if dropout > 0 else None
 
