@@ -8,6 +8,7 @@ from operator import index
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from . import compat, ops
 from .ops import fused_block
@@ -91,8 +92,9 @@ class PatchMerging(nn.Module):
         batch, height, width, channels = x.shape[0], *map(index, x.shape[1:])
         x = _pad(x, (0, 0, 0, width % 2, 0, height % 2))
         x = x.view(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H/2, W/2, 4C)
-        return self.norm(self.reduction(x))
+        x = x.permute(0, 1, 3, 4, 2, 5)
+        x = x.to(compat.dtype_of_products(x), memory_format=torch.contiguous_format)  # one pass with the cast
+        return self.norm(self.reduction(x.flatten(3)))  # (B, H/2, W/2, 4C) to (B, H/2, W/2, 2C)
 
 
 class WindowAttention(nn.Module):
@@ -265,7 +267,7 @@ class Block(nn.Module):
             return False
         layers = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
         weights = [*(layer.weight for layer in layers), self.norm1.weight, self.norm2.weight]
-        if not all(type(weight) in PLAIN and weight.dtype == x.dtype for weight in weights):
+        if not all(type(weight) in (*PLAIN, FakeTensor) and weight.dtype == x.dtype for weight in weights):
             return False
         dtype, head_dim = compat.dtype_of_products(x), x.shape[-1] // self.attn.num_heads
         return ops.path_of(x.device, dtype, head_dim, self.attn.dropout()) is ops.flash_cuda

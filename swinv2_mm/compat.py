@@ -42,9 +42,13 @@ def is_autocast_on_cpu() -> bool:
 
 
 def dtype_of_products(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products with a tensor: that of autocast, if it is on; from PyTorch 2.4 on."""
+    """The dtype of matrix products with a tensor: that of autocast where it is on, else its own."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if torch_version >= (2, 4):
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if kind == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
 
 
 @contextmanager

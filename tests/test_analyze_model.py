@@ -8,8 +8,10 @@ import re
 import sys
 import weakref
 from collections import Counter
+from contextlib import nullcontext
 from itertools import accumulate
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm import SwinTransformerV2, backbone, ops
-from swinv2_mm.ops import sdpa
+from swinv2_mm.ops import flash_cpu, flash_cuda, sdpa
 
 FRONT_DOOR = Path(__file__).parents[1] / 'configs/mask_rcnn_swinv2.py'
 OFFICIAL = {  # multiply-adds of the official `flops()` at 256 pixels, and the figure that its model zoo prints
@@ -60,16 +62,18 @@ def fake(model):
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """Let fake tensors take the path of a GPU: one part, and the memory-efficient kernel, which takes a whole bias."""
+    """Let fake tensors take the paths of a GPU: whole maps, our kernels, and where they can't serve PyTorch's."""
 
     def kernel(q, k, v, attn_mask, scale):
         bias = attn_mask.expand(*q.shape[:2], -1, -1)
         return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, scale=scale)[0]
 
-    monkeypatch.setattr(ops, 'forced', 'sdpa')
+    monkeypatch.setattr(flash_cuda, 'DEVICE', 'cpu')
+    monkeypatch.setattr(flash_cuda, 'unable_on', lambda device: None)
+    monkeypatch.setattr(flash_cpu, 'unable', lambda *args: 'is for CPU')
     monkeypatch.setattr(sdpa, '_on_cuda', lambda x: True)
     monkeypatch.setattr(F, 'scaled_dot_product_attention', kernel)
-    monkeypatch.setattr(backbone, 'PART_SIZE', 2**60)
+    monkeypatch.setattr(backbone, 'runs_in_parts', lambda x: False)
 
 
 @pytest.mark.parametrize(('arch', 'window'), OFFICIAL)
@@ -168,10 +172,10 @@ def saved(model, image, half):
         storages[x.untyped_storage()._cdata] = x.untyped_storage()
         return x
 
-    for stage in model.layers:
-        for block in stage.blocks if stage.with_cp and stage.training else ():
-            block.attn.position_bias.register_forward_hook(lambda module, inputs, table: keep(table))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast('cpu', enabled=half):
+    tables = backbone.tables_at_once
+    with_cp = any(stage.with_cp and stage.training for stage in model.layers)
+    keep_tables = mock.patch.object(backbone, 'tables_at_once', lambda *args: [keep(x) for x in tables(*args)])
+    with keep_tables if with_cp else nullcontext(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast('cpu', enabled=half):
         model(image)
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     return sum(storage.nbytes() for key, storage in storages.items() if key not in parameters)

@@ -1,8 +1,8 @@
 """How attention inside windows is computed: one specification, and the faster paths beside it.
 
 A path is a module with three functions: ``attention``, as `reference.attention`; ``unable``, why it can't serve a call,
-or None; and ``is_worthwhile``, whether to take it where it can. Its ``ORDER`` says what it takes: tokens in window order,
-with the groups of their windows, or the map, with `Windows`. A new path is one such file, listed in `PATHS`.
+or None; and ``is_worthwhile``, whether to take it where it can. Its ``ORDER`` says what it takes: tokens in window
+order, with the groups of their windows, or the map, with `Windows`. A new path is one such file, listed in `PATHS`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def path_of(
     if not forced:
         path = next(path for path in PATHS.values() if not unable(path) and path.is_worthwhile(needs_grad))
         if device.type == 'cuda' and path is not flash_cuda and not is_recorded():
-            _say_why_not(unable(flash_cuda), path.__name__.rpartition('.')[2])
+            _say_why_not(unable(flash_cuda) or 'is of no use here', path.__name__.rpartition('.')[2])
         return path
     if forced not in PATHS:
         raise ValueError(f'unknown attention path {VARIABLE}={forced}: set one of {", ".join(PATHS)}, or unset it')

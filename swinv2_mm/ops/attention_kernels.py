@@ -51,8 +51,8 @@ def _rounded(length, window):
 def _own_tile(height, width, window, shift, num_heads, BLOCK: tl.constexpr):
     """The tile of this program.
 
-    Its head; the number of its window, that window's first token on the flat map, height and width; and the tile's first
-    row and column in the window.
+    Its head; the number of its window, that window's first token on the flat map, its height and width; and the first
+    row and column of the tile in the window.
     """
     pid = tl.program_id(0)
     down = _rounded(height, window) // (BLOCK // STRIP)
@@ -68,7 +68,7 @@ def _own_tile(height, width, window, shift, num_heads, BLOCK: tl.constexpr):
 
 @triton.jit
 def _tokens(row, column, t, origin, h, w, width):
-    """Tokens of the tile that begins at a row and a column: their places on the flat map, and which are in the window."""
+    """Tokens of the tile that begins at a row and a column: places on the flat map, and which are in the window."""
     r, c = row + t // STRIP, column + t % STRIP
     return origin + tl.minimum(r, h - 1) * width + tl.minimum(c, w - 1), (r < h) & (c < w)
 
@@ -250,7 +250,7 @@ def key_kernel(
         down = tl.cdiv(h, INNER // STRIP)
         for tile in range(0, down * tl.cdiv(w, STRIP)):
             row, column = tile % down * (INNER // STRIP), tile // down * STRIP
-            others, is_query = _tokens(row, column, u, origin, h, w, width)
+            others, _ = _tokens(row, column, u, origin, h, w, width)
             q = _vectors(qkv, others, stride, D)
             do = _vectors(grad + head * D, others, num_heads * D, D)
             bias = _bias((of_query + (row * line + column))[:, None] - of_key[None, :])

@@ -82,7 +82,7 @@ def unable(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: flo
         return f'is for float32, bfloat16 and float16, not {str(dtype)[6:]}: unset it, or set it to sdpa'
     if head_dim not in HEAD_DIMS:
         return f'is for {", ".join(map(str, HEAD_DIMS))} channels per head, not {head_dim}: unset it, or set it to sdpa'
-    return _unable_machine(device)
+    return unable_on(device)
 
 
 def is_worthwhile(needs_grad: bool) -> bool:
@@ -92,7 +92,8 @@ def is_worthwhile(needs_grad: bool) -> bool:
 
 @compat.constant_in_graphs
 @lru_cache(maxsize=None)
-def _unable_machine(device):
+def unable_on(device: torch.device) -> str | None:
+    """Why this path can't serve any call on a GPU with this software, or None."""
     if not compat.HAS_CUSTOM_OP:
         return f'needs PyTorch 2.4 or later, not {torch.__version__}: unset it, or set it to sdpa'
     try:
@@ -205,22 +206,34 @@ def map_attention_backward(
         return grad_qkv, grad_scale.view(-1, shape.num_heads).sum(0).view_as(scale), grad_table
 
 
+def scratch_bytes(qkv: Tensor, table: Tensor, window: int, shift: int) -> int:
+    """What backward holds of sums over pairs of tokens, at most. It is bounded, and does not grow with the batch."""
+    shape = _shape(qkv, table, window, shift)
+    slices, heads = _slices_and_heads(shape, qkv.dtype)
+    return 4 * slices * (heads * (shape.rows * shape.columns) ** 2 + table.numel())
+
+
+def _slices_and_heads(shape, dtype):
+    """Into how many slices windows are divided, and how many heads are taken at once."""
+    num_tokens = shape.rows * shape.columns
+    pairs_of_tiles = (num_tokens // tile_of('pair', dtype, shape.head_dim).block) ** 2
+    slices = min(max(PROGRAMS // (pairs_of_tiles * shape.num_heads), 1), shape.batch * shape.segments[0])
+    return slices, min(max(SCRATCH // (4 * max(slices, 1) * num_tokens**2), 1), shape.num_heads)
+
+
 def _table_gradient(shape, qkv, *tensors):
     """(heads, 2 * rows - 1, 2 * columns - 1), some heads at a time: their sums over pairs of tokens are large."""
     from .attention_kernels import fold_kernel, pair_kernel
 
-    tile = tile_of('pair', qkv.dtype, shape.head_dim)
-    num_tokens, strips = shape.rows * shape.columns, shape.batch * shape.segments[0]
-    pairs_of_tiles = (num_tokens // tile.block) ** 2
-    slices = min(max(PROGRAMS // (pairs_of_tiles * shape.num_heads), 1), strips)
-    at_once = min(max(SCRATCH // (4 * slices * num_tokens**2), 1), shape.num_heads)
+    tile, num_tokens = tile_of('pair', qkv.dtype, shape.head_dim), shape.rows * shape.columns
+    slices, at_once = _slices_and_heads(shape, qkv.dtype)
     sides = 2 * shape.rows - 1, 2 * shape.columns - 1
     table = qkv.new_empty(slices, shape.num_heads, *sides, dtype=torch.float32)
     for first in range(0, shape.num_heads, at_once):
         heads = min(at_once, shape.num_heads - first)
         pairs = table.new_empty(slices, heads, num_tokens, num_tokens)
-        pair_kernel[(slices * heads * pairs_of_tiles,)](
-            qkv, *tensors, pairs, *shape.sizes, first, heads, strips, slices,
+        pair_kernel[(slices * heads * (num_tokens // tile.block) ** 2,)](
+            qkv, *tensors, pairs, *shape.sizes, first, heads, shape.batch * shape.segments[0], slices,
             D=shape.head_dim, BLOCK=tile.block, **_compiled(tile, qkv.dtype),
         )  # fmt: skip
         fold_kernel[(slices * heads * sides[0] * -(-sides[1] // FOLD['OFFSETS']),)](

@@ -10,6 +10,7 @@ from mmengine.analysis import complexity_analysis
 from mmengine.analysis.jit_handles import get_shape
 
 from .. import compat
+from ..windows import partition
 
 FORWARD_PRODUCTS = 2  # matrix products of N x N x d per window and head: logits, and weights times values
 BACKWARD_PRODUCTS = 5  # logits again, and the gradients of weights, queries, keys and values
@@ -26,6 +27,8 @@ def register() -> None:
         if operators.window_attention not in flop_registry:
             register_flop_formula(operators.window_attention)(_forward)
             register_flop_formula(operators.window_attention_backward)(_backward)
+            register_flop_formula(operators.map_attention)(_forward_on_map)
+            register_flop_formula(operators.map_attention_backward)(_backward_on_map)
 
 
 def attention_flops(channels: int, groups: Sequence[int], products: int) -> int:
@@ -46,6 +49,19 @@ def _forward(qkv_shape, scale_shape, table_shape, groups, **kwargs):
 
 def _backward(grad_shape, qkv_shape, scale_shape, table_shape, groups, **kwargs):
     return attention_flops(qkv_shape[1] // 3, groups, BACKWARD_PRODUCTS)
+
+
+def _forward_on_map(qkv_shape, scale_shape, table_shape, window, shift, **kwargs):
+    return attention_flops(qkv_shape[3] // 3, _groups(qkv_shape, window, shift), FORWARD_PRODUCTS)
+
+
+def _backward_on_map(grad_shape, qkv_shape, scale_shape, table_shape, out_shape, lse_shape, window, shift, **kwargs):
+    return attention_flops(qkv_shape[3] // 3, _groups(qkv_shape, window, shift), BACKWARD_PRODUCTS)
+
+
+def _groups(qkv_shape, window, shift):
+    groups = partition(*qkv_shape[:3], window, shift, 'meta').groups
+    return [size for group in groups for size in group]
 
 
 def _traced_attention(inputs, outputs):

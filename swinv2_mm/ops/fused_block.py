@@ -202,8 +202,11 @@ def _fake_post_norm_backward(grad, grad_half, branch, weight, scale, eps):
 def post_norm_backward(
     grad: Tensor, grad_half: Tensor | None, branch: Tensor, weight: Tensor, scale: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """From the gradients of both outputs of `post_norm`: their sum if there are two, the gradient of the branch, and
-    (programs, 3, C), of which the sums are the gradients of weight, bias, and what is added to all tokens of the branch.
+    """Gradients, from those of both outputs of `post_norm`.
+
+    Returns:
+        tuple: the gradient of ``x`` if both are given, else no values; that of ``branch``; and (programs, 3, C), whose
+        sums are those of ``weight``, ``bias``, and of what is added to all tokens of ``branch``.
     """
     from .post_norm_kernels import post_norm_backward_kernel
 
