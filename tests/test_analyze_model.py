@@ -175,7 +175,9 @@ def saved(model, image, half):
     tables = backbone.tables_at_once
     with_cp = any(stage.with_cp and stage.training for stage in model.layers)
     keep_tables = mock.patch.object(backbone, 'tables_at_once', lambda *args: [keep(x) for x in tables(*args)])
-    with keep_tables if with_cp else nullcontext(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast('cpu', enabled=half):
+    with keep_tables if with_cp else nullcontext(), torch.autograd.graph.saved_tensors_hooks(
+        keep, lambda x: x
+    ), torch.autocast('cpu', enabled=half):
         model(image)
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     return sum(storage.nbytes() for key, storage in storages.items() if key not in parameters)

@@ -29,17 +29,17 @@ GIB, MIB = 2**30, 2**20
 
 EPILOG = """\
 memory:
-  Measured in a training step on fake tensors, which have shapes but no memory. On cuda attention is that of ops/sdpa.py
-  through the memory-efficient kernel, on cpu that of ops/flash_cpu.py. bf16 is autocast: parameters, the residual
-  stream and norms stay in float32. The largest batch is for the backbone alone. Not counted: neck, head, losses, the
-  CUDA context, workspaces of kernels, temporaries of the optimizer, fragmentation and rounding of the allocator. Leave
-  room for them.
+  Measured in a training step on fake tensors, which have shapes but no memory. On cuda attention is that of
+  ops/flash_cuda.py, on cpu that of ops/flash_cpu.py; SWINV2_MM_ATTENTION=sdpa shows that of ops/sdpa.py. bf16 is
+  autocast: parameters, the residual stream and norms stay in float32. The largest batch is for the backbone alone. Not
+  counted: neck, head, losses, the CUDA context, workspaces of kernels, temporaries of the optimizer, fragmentation and
+  rounding of the allocator. Leave room for them.
 
 example: python tools/analysis_tools/analyze_model.py tiny --size 800 1333 --window-size 16 --dtype bf16 --memory 16 24
          python tools/analysis_tools/analyze_model.py configs/mask_rcnn_swinv2.py --size 1024
 """
 HEADER = ('part', 'map', 'channels', 'blocks', 'heads', 'window', 'windows (sizes)', 'params M', 'GFLOPs')
-HEADER += ('attention', 'official', 'kept MiB')
+HEADER += ('attention', 'official', 'kept MiB', 'kernels')
 LEGEND = """\
 windows (sizes)  of even / odd blocks: how many, in how many sizes
 GFLOPs           multiply-adds / 1e9: linear layers, norms and the products of attention in ragged windows
@@ -47,7 +47,8 @@ attention        of them, the products of attention
 official         GFLOPs as the official code counts, with every window whole: rolled and masked where it is shifted;
                  without its classifier and with the norms of all maps, not of the last alone, which at 256 pixels
                  changes nothing that a decimal place shows
-kept MiB         memory that stays for the backward pass of one image, without parameters and their gradients"""
+kept MiB         memory that stays for the backward pass of one image, without parameters and their gradients
+kernels          operators of a training step that compute something; on cuda each launches a kernel, some a few"""
 
 
 def parse_args(argv=None):
@@ -137,7 +138,8 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def cells_of_cost(cost: Cost) -> tuple[str, ...]:
     gigas = (cost.flops / 1e9, cost.attention / 1e9, (cost.linear + cost.masked) / 1e9)
-    return f'{cost.parameters / 1e6:.2f}', *(f'{value:.2f}' for value in gigas), f'{cost.at(1) / MIB:.1f}'
+    numbers = (f'{value:.2f}' for value in (cost.parameters / 1e6, *gigas))
+    return *numbers, f'{cost.at(1) / MIB:.1f}', str(cost.kernels)
 
 
 def describe_batch(rows: Sequence[Row], memory: float) -> str:

@@ -25,6 +25,7 @@ from swinv2_mm.windows import WindowGroup, partition
 FLOAT = 4  # bytes
 BATCH = 1_000_003  # a prime: tensors whose bytes are a multiple of it grow with the batch, others do not
 GAP = 64  # bytes by which such a tensor may be smaller, if kernels pad all of its rows but the last
+KERNELS = {'swinv2_mm::map_attention_backward': 6}  # of an operator, where there are more than one
 CPU_TEMPORARIES = 10 * 2**20  # bytes that backward of ops/flash_cpu.py holds for a while and no operator returns
 
 
@@ -48,6 +49,7 @@ class Cost:
             `flops()` counts.
         kept (int), kept_once (int): bytes that stay for the backward pass, per image and independent of the batch.
         output (int): bytes per image of the map that the backbone returns.
+        kernels (int): operators of a training step that compute something, each of which launches a kernel or a few.
     """
 
     parameters: int = 0
@@ -58,6 +60,7 @@ class Cost:
     kept: int = 0
     kept_once: int = 0
     output: int = 0
+    kernels: int = 0
 
     @property
     def flops(self) -> int:
@@ -115,14 +118,15 @@ def analyze(backbone: SwinTransformerV2, size: tuple[int, int], training: Traini
         size (tuple[int]): height and width of the image in pixels.
         training (Training): ``with_cp`` there counts, not that of the backbone.
     """
-    kept, held = measure(backbone, size, training)
+    kept, held, kernels = measure(backbone, size, training)
     embed, channels = backbone.patch_embed, backbone.arch.embed_dims
     height, width = (-(-side // embed.patch_size) for side in size)
     rows = [Row('patch embed', height, width, channels, counted(embed, height * width), *held[0])]
     for i in range(len(backbone.layers)):
         rows.append(stage_row(backbone, i, height, width, held[i + 1]))
         height, width = -(-height // 2), -(-width // 2)
-    return [row._replace(cost=total([row.cost, Cost(kept=k, kept_once=o)])) for row, (k, o) in zip(rows, kept)]
+    measured = [Cost(kept=k, kept_once=o, kernels=n) for (k, o), n in zip(kept, kernels)]
+    return [row._replace(cost=total([row.cost, cost])) for row, cost in zip(rows, measured)]
 
 
 def stage_row(backbone: SwinTransformerV2, i: int, height: int, width: int, held: Sequence[int]) -> Row:
@@ -173,24 +177,32 @@ def largest_batch(rows: Sequence[Row], available: int) -> int:
     return max(0, min((available - row.held_once) // row.held for row in rows))
 
 
-def measure(backbone: SwinTransformerV2, size: tuple[int, int], training: Training) -> list[list[list[int]]]:
-    """What the patch embedding and each stage keep for the backward pass, and the most that is in use in each.
+def measure(backbone: SwinTransformerV2, size: tuple[int, int], training: Training) -> tuple[list, list, list]:
+    """What the patch embedding and each stage keep for the backward pass, the most that is in use in each, and kernels.
 
     Returns:
-        list: of both, for each part, the bytes per image and those independent of the batch.
+        tuple: of the first two, for each part, the bytes per image and those independent of the batch; of the last, a
+        number for each part.
     """
     if training.device == 'cuda':
-        return run_step(backbone, size, training, BATCH).tolist()
+        memory, kernels = run_step(backbone, size, training, BATCH)
+        return *memory.tolist(), kernels
     compat.require((2, 4), '--device cpu')  # older ones can't run the operators of ops/flash_cpu.py on fake tensors
     # Blocks compute the map in parts, which do not grow with the batch.
-    one, two = (run_step(backbone, size, training, batch)[..., 0] for batch in (1, 2))
-    both = np.stack([two - one, 2 * one - two], -1)
+    (one, kernels), (two, _) = (run_step(backbone, size, training, batch) for batch in (1, 2))
+    both = np.stack([(two - one)[..., 0], (2 * one - two)[..., 0]], -1)
     both[1, :, 1] += CPU_TEMPORARIES
-    return both.tolist()
+    return *both.tolist(), kernels
 
 
-def run_step(backbone: SwinTransformerV2, size: tuple[int, int], training: Training, batch: int) -> np.ndarray:
-    """Run a training step on fake tensors, which have shapes and no memory. Returns (2, parts, 2), as `measure`."""
+def run_step(
+    backbone: SwinTransformerV2, size: tuple[int, int], training: Training, batch: int
+) -> tuple[np.ndarray, list[int]]:
+    """Run a training step on fake tensors, which have shapes and no memory.
+
+    Returns:
+        tuple: the memory, (2, parts, 2), and the kernels, as of `measure`.
+    """
     on_cuda = training.device == 'cuda'
     model = copy.deepcopy(backbone).train()
     for stage in model.layers:
@@ -209,7 +221,7 @@ def run_step(backbone: SwinTransformerV2, size: tuple[int, int], training: Train
                 torch.autograd.backward(trained, [torch.ones_like(x) for x in trained])
     for part, x in zip((0, *(i + 1 for i in backbone.out_indices)), (image, *maps)):
         kept[part] -= held.split(x.nbytes)
-    return np.stack([kept, held.most])
+    return np.stack([kept, held.most]), held.kernels
 
 
 def make_fake(model: nn.Module) -> None:
@@ -235,6 +247,7 @@ class Held(TorchDispatchMode):
 
     Attributes:
         most (ndarray): (parts, 2), the most that was held while the step was in each part, forward or backward.
+        kernels (list[int]): of each part, without those that add up gradients and allocate.
     """
 
     def __init__(self, parts: Sequence[nn.Module], known: Sequence[Tensor], divisor: int):
@@ -242,6 +255,7 @@ class Held(TorchDispatchMode):
         self.known, self.divisor = {x.untyped_storage()._cdata for x in known}, divisor
         self.live = {}  # the part that made a storage, and its bytes
         self.part, self.now, self.most = 0, np.zeros(2, int), np.zeros((len(parts), 2), int)
+        self.kernels = [0] * len(parts)
         for i, part in enumerate(parts):
             part.register_forward_pre_hook(lambda module, inputs, i=i: setattr(self, 'part', i))
             part.register_forward_hook(lambda module, inputs, out, i=i: self._leave(i, out))
@@ -264,9 +278,11 @@ class Held(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            storage = x.untyped_storage() if isinstance(x, Tensor) else None
-            if storage is not None and storage._cdata not in self.known and storage._cdata not in self.live:
+        made = [x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)]
+        made = [storage for storage in made if storage._cdata not in {*self.known, *self.live}]
+        self._count(function, args, made)
+        for storage in made:
+            if storage._cdata not in self.live:
                 size = self.split(storage.nbytes())
                 self.live[storage._cdata] = self.part, size
                 self.now += size
@@ -274,12 +290,19 @@ class Held(TorchDispatchMode):
         self.most[self.part] = np.maximum(self.most[self.part], self.now + self._temporary(function, args))
         return out
 
+    def _count(self, function, args, made):
+        if function._schema.is_mutable:
+            computes = not isinstance(args[0], Tensor) or args[0].untyped_storage()._cdata not in self.known
+        else:
+            computes = made and 'empty' not in function.name()
+        self.kernels[self.part] += KERNELS.get(function.name(), 1) if computes else 0
+
     def _temporary(self, function, args):
         """What an operator of ours holds for a while and does not return."""
         if function.name() != 'swinv2_mm::map_attention_backward':
             return 0
         _, qkv, _, table, _, lse, window, shift = args
-        return self.split(lse.nbytes) + [0, ops.flash_cuda.scratch_bytes(qkv, table, window, shift)]
+        return self.split(lse.nbytes) + np.array([0, ops.flash_cuda.scratch_bytes(qkv, table, window, shift)])
 
     def _drop(self, key):
         self.now -= self.live.pop(key)[1]
