@@ -39,7 +39,7 @@ PYTEST = ('python', '-m', 'pytest', TESTS, '-q', '-p', 'no:cacheprovider', '--no
 BENCHMARK = ('python', 'tools/analysis_tools/benchmark.py', '--device', 'cuda', '--batch', '2')
 ALONE = 'PYTORCH_NO_CUDA_MEMORY_CACHING'  # every tensor is an allocation, outside of which the sanitizer sees accesses
 MARGIN = 20  # seconds of the minutes for the imports at the start and the files at the end
-RESULT = r' (passed|failed|skipped|deselected|error)\b|ERROR SUMMARY'  # lines of pytest and compute-sanitizer
+RESULT = r'^(=+ )?(\d+ (passed|failed|skipped|deselected|error)|no tests ran)|ERROR SUMMARY'  # what tests say
 IS_HERE = {
     'file': lambda name: (ROOT / name).is_file(),
     'program': shutil.which,
@@ -94,11 +94,11 @@ def plan() -> list[Part]:
 
 def rows(mode: str, dtype: str, size: tuple[int, int], windows: tuple[int, ...], compiled: bool = False) -> Part:
     """Rows of the benchmark, one per window. The size is in pixels, windows are in tokens."""
-    width, of_windows = 'x'.join(map(str, size)), list(map(str, windows))
-    flags = ['--mode', mode, '--dtype', dtype, '--sizes', width, '--windows', *of_windows]
+    pixels, of_windows = 'x'.join(map(str, size)), list(map(str, windows))
+    flags = ['--mode', mode, '--dtype', dtype, '--sizes', pixels, '--windows', *of_windows]
     flags += ['--peers', 'transformers', 'timm', '--rounds', '2', '--steps', '10', '--profile']
-    flags += ['--compile', 'yes', '--limit', '150'] if compiled else ['--limit', '60']
-    name = '_'.join((mode, dtype, width, 'w' + '-'.join(of_windows), *['compiled'] * compiled))
+    flags += ['--compile', 'yes', '--limit', '150'] if compiled else ['--limit', '90']
+    name = '_'.join((mode, dtype, pixels, 'w' + '-'.join(of_windows), *['compiled'] * compiled))
     usual = (130 if compiled else 35) * len(windows)
     settings = tuple((mode, *size, window, dtype, compiled) for window in windows)
     return Part(name, 'Benchmark', (*BENCHMARK, *flags), usual, 2 * usual, settings=settings)
@@ -123,9 +123,8 @@ def attempt(part: Part, seconds: float, folder: Path) -> dict:
     if absent:
         return dict(state='not run', why=f'{" and ".join(absent)} not found here')
     if seconds < part.usual:
-        return dict(
-            state='not run', why=f'no time: it takes about {part.usual} s, and {max(seconds, 0):.0f} s were left'
-        )
+        why = f'no time, because it takes about {part.usual} s and {max(seconds, 0):.0f} s were left'
+        return dict(state='not run', why=why)
     return run(part, min(seconds, part.most), folder)
 
 
