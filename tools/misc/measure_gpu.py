@@ -130,7 +130,7 @@ def attempt(part: Part, seconds: float, folder: Path) -> dict:
 
 def run(part: Part, seconds: float, folder: Path) -> dict:
     """Run a part, as `attempt`, for so many seconds at most. What it writes goes into the folder."""
-    log, out = folder / f'{part.name}.log', folder / part.name
+    log, out = folder / f'{part.name}.log', folder.resolve() / part.name
     command = [sys.executable if word == 'python' else word for word in part.command]
     command += [] if part.kind == 'test' else ['--out', str(out)]
     (out / 'benchmark.json').unlink(missing_ok=True)  # of an earlier run
@@ -191,7 +191,7 @@ def parse_args(argv=None):
 
 def main() -> int:
     args, start = parse_args(), time.monotonic()
-    parts, out = plan(), args.out.resolve()
+    parts, out = plan(), args.out
     try:
         check_folder(out / 'parts', '--out')
         results = [dict(part._asdict(), command=text_of(part), state='not run', why='not reached') for part in parts]
