@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from swinv2_tools.benchmark_report import alike, beside_peers, was_measured
 from swinv2_tools.kernel_kinds import KERNELS
 
@@ -30,7 +32,7 @@ def markdown(record: dict) -> str:
     if profiled:
         sections += ['Shares of the time of all kernels of swinv2_mm, by kind of kernel:', _profile(profiled)]
     for setting, results in detectors.items():
-        sections.append(f'Mask R-CNN, {_title(setting)}, {setting[4]}: {_cells(results)}.')
+        sections.append(_paragraph(f'Mask R-CNN, {_title(setting)}, {setting[4]}: {_cells(results)}.'))
     sections += [_test(part) for part in record['parts'] if part['kind'] == 'test' and not not_measured(part)]
     commands = [part['command'] for parts in by_kind.values() for part in parts if measured([part])]
     if commands:
@@ -83,13 +85,14 @@ def _about(record):
     peers = ' and '.join(f'{name} {versions[name]}' for name in ('transformers', 'timm') if name in versions)
     libraries = f'torch {versions["torch"]} (CUDA {about["cuda"]})'
     libraries += f' and triton {versions["triton"]}' if 'triton' in versions else ''
-    return (
+    return _paragraph(
         f'An {about["gpu"]}, with Python {versions["python"]}, {libraries}. '
         f'The peers are {peers or "not installed"}. SwinV2-T, batch 2, random weights. A time is the best of twenty '
         'steps, in two turns, between CUDA events: the CPU does not wait between steps, as in a training loop. Memory '
         'is the most that PyTorch had allocated, less what it held before the model was built. "Kernels" counts those '
-        'of a step, and "GPU busy" is their time over that of a step, by a profile after the timing. All of it took '
-        f'{record["seconds"] / 60:.1f} minutes, by `{record["command"]}`.'
+        'of a step, and "GPU busy" is their time over that of a step, by a profile after the timing. Products of '
+        '"Share of GEMM" write attention weights to memory, which a fused kernel does not. All of it took '
+        f'{record["seconds"] / 60:.1f} minutes, by `{record["command"]}`.',
     )
 
 
@@ -147,4 +150,8 @@ def _grid(lines):
 
 def _test(part):
     said = '; '.join(part['said']) or part['why']
-    return f'{part["title"]}, by `{part["command"]}`: {"failed, " * (part["state"] == "failed")}{said}.'
+    return _paragraph(f'{part["title"]}, by `{part["command"]}`: {"failed, " * (part["state"] == "failed")}{said}.')
+
+
+def _paragraph(text):
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
