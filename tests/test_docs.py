@@ -2,7 +2,7 @@
 
 What recipes do in bfloat16 is done in float32, unless a command says `--amp`; test_configs.py trains them as they are.
 Benchmarks and the demo's comparison take long: their flags are checked here. `test_benchmark.py` runs benchmarks small,
-and `test_demo.py` checks what the comparison would run.
+and `test_demo.py` and `test_measure_gpu.py` check what the others would run.
 """
 
 import re
@@ -38,6 +38,7 @@ BY_CI = (
     'python -m ruff check .',
     'python -m ruff format --check .',
 )
+LONG = ('tools/analysis_tools/benchmark.py', 'tools/misc/measure_gpu.py', 'tools/demo.py')
 PRINTED = """
 python() { printf '%s\\x1f' python "$@"; echo; }
 python3() { printf '%s\\x1f' python3 "$@"; echo; }
@@ -164,8 +165,8 @@ def test_a_command_runs(command, site, released, load_tool, monkeypatch, capsys)
         for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=port).items():
             monkeypatch.setenv(name, str(value))
     tool = load_tool(Path(command[script]).stem)
-    if command[script] in ('tools/analysis_tools/benchmark.py', 'tools/demo.py'):
-        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)  # --device cuda is refused where no GPU is
+    if command[script] in LONG:
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)  # these are refused where no GPU is
         tool.parse_args(command[script + 1 :])
         return
     if command[script] == 'tools/deployment/export_onnx.py':

@@ -1,12 +1,11 @@
-"""What one process of the benchmark does: build one implementation, run it, and measure time and memory."""
+"""What a process of the benchmark does: build implementations, run them, and measure time and memory."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,28 +16,17 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from swinv2_mm.arch import parse_arch
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.amp import bfloat16_features
 from swinv2_mm.ops.linear import linear
-from swinv2_mm.windows import WindowGroup, partition
 from swinv2_tools import peers
+from swinv2_tools.benchmark_operations import flops, matrix_products
+from swinv2_tools.kernel_kinds import is_kernel, kind_of_kernel, kind_of_operator
 
 DETECTORS = ('mask-rcnn swinv2_mm', 'mask-rcnn swin v1 w7')
 FRONT_DOOR = Path(__file__).resolve().parents[2] / 'configs/mask_rcnn_swinv2.py'
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
-KINDS = {  # of operators
-    'matrix products': 'mm addmm bmm baddbmm baddbmm_ _linear_pointwise mkldnn_convolution mkldnn_linear',
-    'fused attention': '_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention '
-    '_efficient_attention_forward _efficient_attention_backward',
-    'softmax': '_softmax _softmax_backward_data exp_',
-    'copies': 'copy_ clone index index_select index_copy_ index_put_ _index_put_impl_ cat flip roll constant_pad_nd '
-    'fill_ stack',
-    'norms and GELU': 'native_layer_norm native_layer_norm_backward gelu gelu_backward linalg_vector_norm div div_',
-}
-KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
-ROWS = 4096  # of a matrix product of `gemm`; larger ones do not fit the cache and are slower
-WEIGHTS = 2**21  # attention weights of a product of `gemm`
+WARM_UP = {'cpu': 1, 'cuda': 3}  # steps: a GPU's memory and its choice of kernels settle in a few
 
 
 class Work(NamedTuple):
@@ -60,53 +48,101 @@ class Work(NamedTuple):
     official: str | None = None
 
 
-def measure(work: Work) -> dict:
-    """Measure the seconds of each step after the first, and the peak memory beyond what the process held before, in MB.
+def measure(works: list[Work], turns: list[int], rounds: int) -> Iterator[tuple[int, dict]]:
+    """Measure implementations in turns, and profile them last: a profiler slows down what a process launches later.
 
-    Returns:
-        dict: the figures, or only ``skipped``, the reason why the implementation can't do it.
+    Args:
+        works (list[Work]): what to measure.
+        turns (list[int]): the rounds to measure now, from 0.
+        rounds (int): how many there are in all.
+
+    Yields:
+        tuple: the place of an implementation in ``works``, and either ``doing``, what comes next, or figures:
+        ``seconds`` of each timed step, ``peak_mb``, the peak memory beyond what was held before the model was built,
+        what `profiled` gives, and so on; or ``skipped``, the reason why the implementation can't do it.
+    """
+    steps = {}
+    for turn in turns:
+        for place, work in enumerate(works):
+            if turn == turns[0] or place in steps:
+                yield place, dict(doing=f'round {turn + 1} of {rounds}')
+                try:
+                    steps[place] = steps.get(place) or prepare(work)
+                    yield place, timing(work, steps[place])
+                except peers.NotAvailableError as error:
+                    yield place, dict(skipped=str(error))
+    for place, step in steps.items():
+        if works[place].name != 'gemm' and (works[place].profile or works[place].device == 'cuda'):
+            yield place, dict(doing='profile')
+            yield place, profiled(step, works[place].device)
+
+
+def prepare(work: Work) -> Step:
+    """Build an implementation.
+
+    Raises:
+        NotAvailableError: it is not installed, or does not support this.
     """
     if work.threads:
         torch.set_num_threads(work.threads)
     torch.manual_seed(0)
-    try:
-        if work.name == 'gemm':
-            step = gemm_step(work)
-        elif work.name.startswith('mask-rcnn'):
-            step = detector_step(work)
-        else:
-            step = backbone_step(work)
-        first, *seconds = timed(step, 1 + work.steps, work.device)
-    except peers.NotAvailableError as error:
-        return {'skipped': str(error)}
-    result = {'seconds': seconds, 'first': first, 'peak_mb': (peak_memory(work.device) - step.before) / 2**20}
+    if work.name == 'gemm':
+        return gemm_step(work)
+    return (detector_step if work.name.startswith('mask-rcnn') else backbone_step)(work)
+
+
+def timing(work: Work, step: Step) -> dict:
+    """Time the steps of one round. The first round begins with steps to warm up, and also measures memory."""
+    result = {}
+    if step.is_cold:
+        result['first'] = timed(step, WARM_UP[work.device], work.device)[0]
+    start = time.perf_counter()
+    result['seconds'] = timed(step, work.steps, work.device)
+    result['wall'] = (time.perf_counter() - start) / work.steps
+    if step.is_cold:
+        result['peak_mb'] = (peak_memory(work.device) - step.before) / 2**20
+        step.is_cold = False
     if not work.name.startswith('mask-rcnn'):
         result['flops'] = flops(work)
-    if work.profile:
-        result['shares'] = shares_of_time(step, work.device)
     return result
 
 
-def shares_of_time(step: Callable[[], None], device: str) -> dict[str, float]:
-    """The share of each kind of operator in the time of all operators of a step, from the profiler."""
+def profiled(step: Callable[[], None], device: str) -> dict:
+    """Profile a step.
+
+    Returns:
+        dict: ``shares``, of each kind of operator in the time of all operators; on a GPU, of each kind of kernel in the
+        time of all kernels, ``gpu_seconds``, that time, and ``launches``, the number of kernels.
+    """
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda')
     with profile(activities=activities) as profiler:
         step()
-    field = 'self_device_time_total' if device == 'cuda' else 'self_cpu_time_total'
-    shares = {}
-    for event in profiler.key_averages():
-        if event.device_type == DeviceType.CPU and not event.is_user_annotation:  # each kernel also has an event
-            kind = KIND_OF.get(event.key.rpartition('::')[2], 'rest')
-            shares[kind] = shares.get(kind, 0) + getattr(event, field)
-    total = sum(shares.values())
-    return {kind: spent / total for kind, spent in shares.items()}
+        if device == 'cuda':
+            torch.cuda.synchronize()
+    if device == 'cuda':
+        ran = [e for e in profiler.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        spent = [(event.name, event.time_range.elapsed_us()) for event in ran]
+        total = sum(microseconds for _, microseconds in spent)
+        launches = sum(is_kernel(name) for name, _ in spent)
+        return dict(shares=shares(spent, kind_of_kernel), gpu_seconds=total / 1e6, launches=launches)
+    operators = [e for e in profiler.key_averages() if not e.is_user_annotation]
+    return dict(shares=shares(((e.key, e.self_cpu_time_total) for e in operators), kind_of_operator))
+
+
+def shares(spent: Iterable[tuple[str, float]], kind_of: Callable[[str], str]) -> dict[str, float]:
+    """The share of each kind in the time that is spent under names, the largest first."""
+    sums = {}
+    for name, time_spent in spent:
+        sums[kind_of(name)] = sums.get(kind_of(name), 0) + time_spent
+    total = sum(sums.values())
+    return {kind: part / total for kind, part in sorted(sums.items(), key=lambda item: -item[1])}
 
 
 class Step:
-    """A callable that runs one step, and the bytes that the process held before the model was built."""
+    """A callable that runs one step, the bytes that the process held before the model was built, and if it ever ran."""
 
     def __init__(self, run: Callable[[], None], before: int):
-        self.run, self.before = run, before
+        self.run, self.before, self.is_cold = run, before, True
 
     def __call__(self):
         self.run()
@@ -200,80 +236,39 @@ def gemm_step(work: Work) -> Step:
     return Step(torch.no_grad()(run), reset_memory(work.device))
 
 
-def layers(work: Work) -> Iterator[tuple[int, int, int, int]]:
-    """Every kind of linear layer: tokens, input and output channels, and how many there are."""
-    arch = parse_arch(work.arch)
-    for i, (depth, tokens) in enumerate(zip(arch.depths, map(math.prod, map_sizes(work)))):
-        channels, tokens = arch.embed_dims * 2**i, tokens * work.batch
-        yield (tokens, 48, channels, 1) if i == 0 else (tokens, 2 * channels, channels, 1)
-        for inputs, outputs in ((1, 3), (1, 1), (1, 4), (4, 1)):
-            yield tokens, inputs * channels, outputs * channels, depth
-
-
-def attentions(work: Work) -> Iterator[tuple[WindowGroup, int, int]]:
-    """Every kind of attention: a group of windows, its heads, and how many blocks have it."""
-    arch = parse_arch(work.arch)
-    for depth, num_heads, (height, width) in zip(arch.depths, arch.num_heads, map_sizes(work)):
-        for shift, blocks in ((0, (depth + 1) // 2), (work.window // 2, depth // 2)):
-            for group in partition(work.batch, height, width, work.window, shift).groups:
-                yield group, num_heads, blocks
-
-
-def map_sizes(work: Work) -> list[tuple[int, int]]:
-    """Height and width in tokens, per stage."""
-    return [(-(-work.height // stride), -(-work.width // stride)) for stride in (4, 8, 16, 32)]
-
-
-def flops(work: Work) -> int:
-    """Floating point operations of the matrix products of one step, without any that padding or recomputation adds."""
-    linear = sum(2 * tokens * inputs * outputs * count for tokens, inputs, outputs, count in layers(work))
-    attention = sum(
-        4 * group.count * num_heads * (group.height * group.width) ** 2 * 32 * blocks
-        for group, num_heads, blocks in attentions(work)
-    )
-    return (3 if work.mode == 'train' else 1) * (linear + attention)
-
-
-def matrix_products(work: Work) -> Iterator[tuple[tuple, tuple, int]]:
-    """Shapes of both operands and how often they are multiplied: what `flops` counts."""
-    train = work.mode == 'train'
-    for tokens, inputs, outputs, count in layers(work):
-        for rows, times in pieces(tokens, ROWS):
-            yield (rows, inputs), (inputs, outputs), count * times
-            if train:  # the gradients of the input and of the weight
-                yield (rows, outputs), (outputs, inputs), count * times
-                yield (outputs, rows), (rows, inputs), count * times
-    for group, num_heads, blocks in attentions(work):
-        num_tokens = group.height * group.width
-        for matrices, times in pieces(group.count * num_heads, max(WEIGHTS // num_tokens**2, 1)):
-            logits = (matrices, num_tokens, 32), (matrices, 32, num_tokens)
-            attended = (matrices, num_tokens, num_tokens), (matrices, num_tokens, 32)
-            yield *logits, blocks * times * (2 if train else 1)  # in training also the gradient of the weights
-            yield *attended, blocks * times * (4 if train else 1)  # and those of queries, keys and values
-
-
-def pieces(total: int, largest: int) -> list[tuple[int, int]]:
-    """Cut a number into equal pieces and a rest: sizes and how many there are."""
-    whole, rest = divmod(total, largest)
-    return [(size, count) for size, count in ((largest, whole), (rest, 1)) if size and count]
-
-
 def timed(step: Callable[[], None], times: int, device: str) -> list[float]:
-    """Seconds of each of so many calls."""
+    """Seconds of each of so many calls.
+
+    On a GPU these are the times between CUDA events, which the GPU notes between the steps, and the CPU waits only for
+    the last one. So a step is timed as a training loop runs it, which does not wait either: while the GPU computes, the
+    CPU launches ahead, and where launching takes longer than computing, the time is that of launching.
+    """
+    if device == 'cuda':
+        return _timed_by_events(step, times)
     seconds = []
     for _ in range(times):
         start = time.perf_counter()
         step()
-        if device == 'cuda':
-            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+def _timed_by_events(step, times):
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
+    torch.cuda.synchronize()
+    events[0].record()
+    for event in events[1:]:
+        step()
+        event.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in zip(events, events[1:])]
 
 
 def reset_memory(device: str) -> int:
     """Reset the peak of memory. Returns the bytes that the process, or PyTorch on the GPU, holds now."""
     gc.collect()
     if device == 'cuda':
+        torch._C._cuda_clearCublasWorkspaces()  # each implementation has its own
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed and is still held would count as nothing when used again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -22,25 +23,29 @@ class NotAvailableError(Exception):
     """A peer is not installed, or does not support a size. The message is one line."""
 
 
-def import_libraries() -> SimpleNamespace:
+def import_libraries(*names: str) -> SimpleNamespace:
     """Import timm, torchvision and mmpretrain's backbones, from the environment or from a folder of their own in it.
 
     Their folder hides them from everything else: PyPI has no torchvision for a torch without CUDA, so its operators are
     missing, and libraries that import it fail. mmpretrain's multimodal models do not import with transformers 5.
+
+    Args:
+        names (str): which of the three; torchvision comes with each, because the others import it. By default all.
 
     Raises:
         ImportError: one of them is not installed.
     """
     sys.path.append(str(FOLDER))
     try:
-        torchvision = _import_torchvision()
-        import timm
-
-        sys.modules.setdefault('mmpretrain.models.multimodal', ModuleType('multimodal'))
-        from mmpretrain.models import backbones
+        found = SimpleNamespace(torchvision=_import_torchvision())
+        if not names or 'timm' in names:
+            found.timm = importlib.import_module('timm')
+        if not names or 'mmpretrain' in names:
+            sys.modules.setdefault('mmpretrain.models.multimodal', ModuleType('multimodal'))
+            found.mmpretrain = importlib.import_module('mmpretrain.models').backbones
     finally:
         sys.path.remove(str(FOLDER))
-    return SimpleNamespace(torchvision=torchvision, timm=timm, mmpretrain=backbones)
+    return found
 
 
 def build(name: str, arch: str, size: tuple[int, int], window: int, official: str | None = None) -> nn.Module:
@@ -106,14 +111,14 @@ def _transformers(arch: Arch, size, window, _):
 
 
 def _timm(arch: Arch, size, window, _):
-    model = import_libraries().timm.create_model(
+    model = import_libraries('timm').timm.create_model(
         'swinv2_tiny_window8_256', features_only=True, img_size=_whole_patches(size), **_arguments(arch, window)
     )
     return Padded(model)
 
 
 def _mmpretrain(arch: Arch, size, window, _):
-    return import_libraries().mmpretrain.SwinTransformerV2(
+    return import_libraries('mmpretrain').mmpretrain.SwinTransformerV2(
         arch=dict(arch._asdict()),
         img_size=size,
         window_size=[min(window, -(-min(size) // stride)) for stride in (4, 8, 16, 32)],  # it does not shrink them
@@ -124,7 +129,7 @@ def _mmpretrain(arch: Arch, size, window, _):
 
 
 def _torchvision(arch: Arch, size, window, _):
-    swin = import_libraries().torchvision.models.swin_transformer
+    swin = import_libraries('torchvision').torchvision.models.swin_transformer
     arguments = _arguments(arch, [window, window], drop_path='stochastic_depth_prob')
     classifier = swin.SwinTransformer(
         patch_size=[4, 4], block=swin.SwinTransformerBlockV2, downsample_layer=swin.PatchMergingV2, **arguments
@@ -144,7 +149,7 @@ def _official(arch: Arch, size, window, path):
         raise NotAvailableError('official has no extra norms')
     if any(side % 32 or (side // 4 // 2**i) % min(window, side // 4 // 2**i) for side in size for i in range(4)):
         raise NotAvailableError(f'official needs maps that divide into windows, not {size[0]}x{size[1]}')
-    import_libraries()
+    import_libraries('timm')
     spec = importlib.util.spec_from_file_location('official_swin_transformer_v2', path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # torch.compile imports it by its name
