@@ -17,7 +17,7 @@ KIND_OF_OPERATOR = {name: kind for kind, names in OPERATORS.items() for name in 
 
 MOVES = '_to_copy|clone|copy|cat|stack|flip|roll|index|index_select|constant_pad_nd|permute|view|fill|zeros|new_zeros'
 KERNELS = (  # the first kind whose expression is found in the name
-    ('optimizer', r'multi_tensor_apply|[Aa]dam'),  # PyTorch's foreach and fused optimizers
+    ('optimizer', r'multi_tensor_apply(?!.*Copy)|[Aa]dam'),  # PyTorch's foreach and fused optimizers
     (
         'attention',
         r'^(forward|query|key|pair|fold)_kernel(_\w+)?$'  # of swinv2_mm
@@ -27,7 +27,7 @@ KERNELS = (  # the first kind whose expression is found in the name
     ('matrix products', r'gemm|gemv|nvjet|cutlass|xmma|splitKreduce|triton_tem_|convol|conv2d|fprop|dgrad|wgrad'),
     (
         'copies and casts',
-        r'^Mem(cpy|set)|copy_kernel|CatArray|FillFunctor|[Ii]ndex|gather|scatter|roll_|flip|nchwToNhwc|nhwcToNchw'
+        r'^Mem(cpy|set)|copy_kernel|multi_tensor_apply|CatArray|FillFunctor|[Ii]ndex|gather|scatter|roll_|flip|nchwToNhwc|nhwcToNchw'
         rf'|^triton_poi_fused(_({MOVES}))+_\d+$',
     ),
     ('reductions', r'[Rr]educe|^triton_(red|per)_'),
