@@ -22,8 +22,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 SQUARED_EPS = tl.constexpr(1e-24)  # of the norms, as in `torch.nn.functional.normalize`
 NEVER = tl.constexpr(-1e30)  # the logit of a key beyond the window, before it is scaled
 INTERPRETED = tl.constexpr(os.environ.get('TRITON_INTERPRET') == '1')
-SIZES = ['height', 'width', 'window', 'shift', 'num_heads']  # a kernel serves them all: no size compiles anew
-PAIR_SIZES = [*SIZES, 'first_head', 'heads', 'strips', 'slices']
+# Nothing is compiled anew for another size, or for a table that begins at another multiple of four bytes.
+GENERAL = ['table', 'height', 'width', 'window', 'shift', 'num_heads']
+GENERAL_PAIRS = [*GENERAL, 'first_head', 'heads', 'strips', 'slices']
 
 
 @triton.jit
@@ -131,7 +132,7 @@ def _bias(pointers):
     )
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=GENERAL)
 def forward_kernel(
     qkv, scale, table, out, lse,
     height, width, window, shift, num_heads,
@@ -173,7 +174,7 @@ def forward_kernel(
         tl.store(lse + slot + t, tl.where(here, highest * LOG2_E + tl.log2(total), float('inf')))
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=GENERAL)
 def query_kernel(
     qkv, scale, table, out, lse, grad, grad_qkv, delta, grad_scale,
     height, width, window, shift, num_heads,
@@ -223,7 +224,7 @@ def query_kernel(
     tl.store(grad_scale + tl.program_id(0), share)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=GENERAL)
 def key_kernel(
     qkv, scale, table, lse, grad, delta, grad_qkv,
     height, width, window, shift, num_heads,
@@ -274,7 +275,7 @@ def key_kernel(
         _store(grad_qkv + (2 * num_heads + head) * D, places, stride, dv, here, D)
 
 
-@triton.jit(do_not_specialize=PAIR_SIZES)
+@triton.jit(do_not_specialize=GENERAL_PAIRS)
 def pair_kernel(
     qkv, scale, table, lse, grad, delta, pairs,
     height, width, window, shift, num_heads, first_head, heads, strips, slices,

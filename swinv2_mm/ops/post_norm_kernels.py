@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .attention_kernels import cast
 
-SIZES = ['tokens', 'per_image', 'eps']
+GENERAL = ['scale', 'tokens', 'per_image', 'eps']  # nothing is compiled anew for other values
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def _standardized(branch, places, is_channel, here, eps, C: tl.constexpr):
     return b * inverse[:, None], inverse
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=GENERAL)
 def post_norm_kernel(
     x, branch, weight, bias, scale, out, half,
     tokens, per_image, eps,
@@ -44,7 +44,7 @@ def post_norm_kernel(
         tl.store(half + places, cast(y, half.dtype.element_ty), here)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=GENERAL)
 def post_norm_backward_kernel(
     grad, grad_half, branch, weight, scale, total, grad_branch, sums,
     tokens, per_image, eps,
