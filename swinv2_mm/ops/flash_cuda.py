@@ -268,7 +268,7 @@ def _compiled(tile, dtype):
     """How to compile a kernel: products of float32 are as exact as PyTorch's own are set to be."""
     in_tf32 = torch.backends.cuda.matmul.allow_tf32
     precision = 'ieee' if dtype != torch.float32 else 'tf32' if in_tf32 else 'tf32x3'
-    return dict(PRECISION=precision, num_warps=tile.num_warps, num_stages=tile.num_stages)
+    return dict(PRECISION=precision, num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True)
 
 
 def on_device_of(x: Tensor):

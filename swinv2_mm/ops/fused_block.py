@@ -229,4 +229,4 @@ def _compiled(x, scale, has_half):
     options = dict(
         C=channels, BLOCK=block, ROWS=max(VALUES // block, 1), HAS_SCALE=scale is not None, HAS_HALF=has_half
     )
-    return x.shape[:-1].numel(), dict(options, num_warps=min(max(block // 512, 4), 32))
+    return x.shape[:-1].numel(), dict(options, num_warps=min(max(block // 512, 4), 32), enable_fp_fusion=True)
