@@ -43,9 +43,9 @@ class Tile(NamedTuple):
 # For up to 32 and for 64 channels per head, in half precision and in float32. None spills more than four registers on
 # any GPU from Ampere on (tests/test_flash_cuda.py). `key` may take no more at a time than a tile of the others holds.
 TILES = {
-    'forward': {16: (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)), 32: (Tile(64, 32, 4, 2), Tile(32, 32, 4, 2))},
-    'query': {16: (Tile(64, 64, 4, 3), Tile(64, 32, 8, 3)), 32: (Tile(64, 32, 4, 2), Tile(16, 32, 4, 2))},
-    'key': {16: (Tile(64, 64, 4, 3), Tile(32, 64, 4, 3)), 32: (Tile(32, 16, 4, 2), Tile(32, 16, 4, 2))},
+    'forward': {16: (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)), 32: (Tile(64, 32, 4, 3), Tile(32, 32, 4, 3))},
+    'query': {16: (Tile(64, 64, 4, 3), Tile(64, 32, 8, 3)), 32: (Tile(64, 32, 4, 3), Tile(16, 32, 4, 3))},
+    'key': {16: (Tile(64, 64, 4, 3), Tile(32, 64, 4, 3)), 32: (Tile(32, 16, 4, 3), Tile(32, 16, 4, 3))},
     'pair': {16: (Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)), 32: (Tile(32, 32, 4, 2), Tile(16, 16, 4, 2))},
 }
 
