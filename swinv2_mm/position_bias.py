@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .shortcuts import LastResult, cached, is_plain
 
 CPB_HIDDEN_DIMS = 512
+HIDDEN_VALUES = 2**23  # of the position MLPs of several blocks at once, 32 MiB in float32
 
 
 def log_spaced_coordinates(height: int, width: int, pretrained_window: int, device=None, dtype=None) -> Tensor:
@@ -247,17 +248,23 @@ class ParameterizedPositionBias(PositionBias):
 
 
 def tables_at_once(biases: Sequence[PositionBias], height: int, width: int) -> list[Tensor]:
-    """What `PositionBias.forward` gives for each of the blocks of a stage, in batched products if all are alike."""
-    first = biases[0] if biases else None
-    if len(biases) < 2 or not isinstance(first, ContinuousPositionBias) or not all(map(first.is_alike, biases)):
+    """What `PositionBias.forward` gives for each of the blocks of a stage, in batched products where they are alike."""
+    if len(biases) < 2 or not isinstance(biases[0], ContinuousPositionBias) or not all(map(biases[0].is_alike, biases)):
         return [bias(height, width) for bias in biases]
+    at_once = max(HIDDEN_VALUES // (CPB_HIDDEN_DIMS * (2 * height - 1) * (2 * width - 1)), 1)
+    groups = [biases[i : i + at_once] for i in range(0, len(biases), at_once)]
+    return [table for group in groups for table in _batched_tables(group, height, width)]
+
+
+def _batched_tables(biases, height, width):
+    """(blocks, heads, 2*height-1, 2*width-1)."""
     weight1, bias1, weight2 = (torch.stack(weights) for weights in zip(*(bias.weights for bias in biases)))
     dtype = torch.promote_types(weight1.dtype, torch.float32)
-    coordinates = first.coordinates(height, width, first.pretrained_window, weight1.device, dtype)
+    coordinates = biases[0].coordinates(height, width, biases[0].pretrained_window, weight1.device, dtype)
     with torch.autocast(weight1.device.type, enabled=False):
         hidden = torch.matmul(coordinates.view(-1, 2), weight1.to(dtype).mT) + bias1[:, None].to(dtype)
         out = torch.matmul(weight2.to(dtype), F.relu(hidden).mT)  # (blocks, heads, offsets)
-        return list((16 * torch.sigmoid(out)).unflatten(2, coordinates.shape[:2]).unbind())
+        return (16 * torch.sigmoid(out)).unflatten(2, coordinates.shape[:2]).unbind()
 
 
 POSITION_BIASES = {
