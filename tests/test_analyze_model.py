@@ -300,6 +300,23 @@ def test_the_backward_pass_has_freed_the_stages_after_the_one_where_most_is_held
         assert peak.kept == sum(2 * row.cost.kept + row.cost.kept_once for row in rows[: stages + 1])
 
 
+def test_a_gpu_runs_the_same_kernels_for_any_windows_and_few_of_them(tool, monkeypatch):
+    """As often for one size of windows as for nine, which have a launch each through `scaled_dot_product_attention`."""
+
+    def kernels(size, depth):
+        model = on_meta(arch=dict(WIDE, depths=(depth, 1)), window_size=8, drop_path_rate=0.0, out_indices=(0, 1))
+        return tool.analyze(model, size, tool.Training())[1].cost.kernels
+
+    even, ragged = (64, 64), (76, 100)
+    block = kernels(even, 3) - kernels(even, 2)
+    # Forward: 4 products, attention, GELU, 2 norms with sums, 2 for the scale, 2 for the bias of queries and values.
+    # Backward: 8 products, 6 of attention, 2 of GELU, 4 of norms, 2 sums of biases, 3 for the scale, 3 sums and copies.
+    assert block == 12 + 28
+    assert kernels(ragged, 3) - kernels(ragged, 2) == block
+    monkeypatch.setattr(ops, 'forced', 'sdpa')
+    assert kernels(ragged, 3) - kernels(ragged, 2) > 3 * block
+
+
 def test_the_largest_batch_fits_and_one_more_does_not(tool):
     rows = tool.analyze(tool.build('giant'), (1024, 1024), tool.Training(half=True, with_cp=True))
     for gib in (80, 160, 640):
@@ -330,7 +347,8 @@ def test_the_command_line_prints_the_table_and_the_parts_of_the_batch(tool, monk
     code, out, _ = run(tool, monkeypatch, capsys, 'tiny', *args)
     assert code == 0
     lines = {line.split('  ')[0]: line.split() for line in out.splitlines() if line}
-    assert ' '.join(lines['stage 0'][2:-1]) == '64x64 96 2 3 16 16 (1) / 25 (4) 0.30 1.34 0.36 1.39'
+    assert lines['patch embed'][-1] == '5'  # layout, convolution, norm, and the gradients of the last two
+    assert ' '.join(lines['stage 0'][2:-2]) == '64x64 96 2 3 16 16 (1) / 25 (4) 0.30 1.34 0.36 1.39'
     assert lines['total'][1:5] == ['27.58', '6.51', '0.83', '6.60']
     assert '0.1 GiB: the largest batch is 0' in out
     words = out[out.index('8 GiB:') :].replace(';', '').split()
