@@ -73,14 +73,14 @@ def path_of(
     """
 
     def unable(path):
-        if path.ORDER == 'map' and not on_map:
-            return 'takes whole maps, and these are tokens of some windows: unset it'
-        return path.unable(device, dtype, head_dim, dropout)
+        needs_map = path.ORDER == 'map' and not on_map
+        order = 'takes whole maps, and these are tokens of some windows: unset it' if needs_map else None
+        return path.unable(device, dtype, head_dim, dropout) or order
 
     if not forced:
         path = next(path for path in PATHS.values() if not unable(path) and path.is_worthwhile(needs_grad))
         if device.type == 'cuda' and path is not flash_cuda and not is_recorded():
-            _say_why_not(unable(flash_cuda) or 'is of no use here', path.__name__.rpartition('.')[2])
+            _say_why_not(unable(flash_cuda) or 'is of no use here:', path.__name__.rpartition('.')[2])
         return path
     if forced not in PATHS:
         raise ValueError(f'unknown attention path {VARIABLE}={forced}: set one of {", ".join(PATHS)}, or unset it')
@@ -92,4 +92,4 @@ def path_of(
 @lru_cache(maxsize=None)
 def _say_why_not(reason, path):
     """Log once why the fastest path on CUDA is not taken."""
-    inform(f'attention on this GPU runs through {path}, which is slower: flash_cuda {reason.partition(":")[0]}')
+    inform(f'attention on this GPU runs through {path}, which is slower: flash_cuda {reason.rpartition(":")[0]}')

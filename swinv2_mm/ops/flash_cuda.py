@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import compat
+from ..messages import first_line
 from ..shortcuts import is_transforming, may_use_functions
 from ..windows import Windows
 from .common import NO_DROPOUT
@@ -96,15 +98,30 @@ def unable_on(device: torch.device) -> str | None:
     """Why this path can't serve any call on a GPU with this software, or None."""
     if not compat.HAS_CUSTOM_OP:
         return f'needs PyTorch 2.4 or later, not {torch.__version__}: unset it, or set it to sdpa'
-    try:
-        import triton
-    except ImportError:
-        return 'needs Triton, which is not installed: pip install triton, unset it, or set it to sdpa'
-    if int(triton.__version__.partition('.')[0]) < 3:
-        return f'needs Triton 3 or later, not {triton.__version__}: unset it, or set it to sdpa'
     if device.type == 'cuda' and (torch.version.hip or torch.cuda.get_device_capability(device) < CAPABILITY):
-        return f'needs an NVIDIA GPU from Ampere on, not {torch.cuda.get_device_name(device)}: unset it'
+        return (
+            f'needs an NVIDIA GPU from Ampere on, not {torch.cuda.get_device_name(device)}: unset it, or set it to sdpa'
+        )
+    try:
+        _try_triton(device)
+    except Exception as error:  # it is not there, too old, without a C compiler, or broken in some other way
+        return f'needs Triton, which does not work here ({first_line(error)}): repair it, unset it, or set it to sdpa'
     return None
+
+
+def _try_triton(device):
+    import triton
+
+    if int(triton.__version__.partition('.')[0]) < 3:
+        raise ImportError(f'version {triton.__version__} is older than 3')
+    from .attention_kernels import increment_kernel
+
+    with _disable_current_modes():
+        x = torch.zeros(1, device=device)
+        with on_device_of(x):
+            increment_kernel[(1,)](x)
+        if x.item() != 1:
+            raise RuntimeError('a kernel computed something else than it should')
 
 
 class _Attention(torch.autograd.Function):
