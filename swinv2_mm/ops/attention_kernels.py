@@ -220,6 +220,7 @@ def query_kernel(
             rk = tl.where(is_key, rk, 0.0)
             if k.dtype == tl.float16:  # for its range
                 k = (k.to(tl.float32) * rk[:, None]).to(k.dtype)
+                ds = tl.where(is_key[None, :], ds, 0.0)  # beyond the window it may be infinite in float16
             else:
                 ds *= rk[None, :]
             acc = _product(cast(ds, k.dtype), k, acc, PRECISION)
