@@ -4,6 +4,7 @@ from pathlib import Path
 
 import cv2
 import hypothesis
+import map_kernels  # noqa: F401, sets how Triton runs before anything imports it
 import numpy as np
 import pytest
 import torch

@@ -1,6 +1,7 @@
-"""Compile the Triton kernels for GPUs that need not be there, and print what each needs as JSON; run as a program.
+"""Compile the Triton kernels for GPUs that need not be there, and print as JSON what they need; run as a program.
 
-The argument is a JSON list of [kernel, compute capability, dtype, head_dim], tiles are those of `flash_cuda.tile_of`.
+The argument is a JSON list of [kernel, compute capability, dtype, channels], of a head for attention and of the map for
+the post-norm. Printed are the resources of each, and by kernel the parameters whose values would compile it anew.
 """
 
 import json
@@ -15,42 +16,66 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from swinv2_mm.ops import attention_kernels, flash_cuda
+from swinv2_mm.ops import attention_kernels, flash_cuda, fused_block, post_norm_kernels
 
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), 'backends', 'nvidia', 'bin', 'cuobjdump')
-TENSORS = ('qkv', 'out', 'grad', 'grad_qkv')  # in the dtype of a call, all others are float32
-POINTERS = (*TENSORS, 'scale', 'table', 'lse', 'delta', 'grad_scale', 'pairs', 'grad_table')
+KERNELS = {
+    name.rpartition('_')[0]: kernel
+    for module in (attention_kernels, post_norm_kernels)
+    for name, kernel in vars(module).items()
+    if name.endswith('_kernel')
+}
+IN_DTYPE_OF_PRODUCTS = {
+    'attention': ('qkv', 'out', 'grad', 'grad_qkv'),
+    'post_norm': ('branch', 'half', 'grad_half', 'grad_branch'),
+}
+IN_FLOAT32 = {
+    'attention': ('scale', 'table', 'lse', 'delta', 'grad_scale', 'pairs', 'grad_table'),
+    'post_norm': ('x', 'weight', 'bias', 'scale', 'out', 'grad', 'total', 'sums'),
+}
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
-def constants_of(name, dtype, head_dim, tile):
+def family(name):
+    return 'post_norm' if name.startswith('post_norm') else 'attention'
+
+
+def constants_of(name, dtype, channels):
+    """The compile-time parameters of a kernel, and the options of the compiler."""
+    if family(name) == 'post_norm':
+        x = torch.empty(1, channels, device='meta')
+        constants = fused_block._compiled(x, x, has_half=dtype != 'fp32')[1]
+        return constants, dict(num_warps=constants.pop('num_warps'))
     if name == 'fold':
-        return dict(flash_cuda.FOLD)
-    constants = dict(D=head_dim, BLOCK=tile.block, PRECISION='tf32x3' if dtype == 'fp32' else 'ieee')
-    return constants if name == 'pair' else dict(constants, INNER=tile.inner)
+        return flash_cuda.FOLD, {}
+    tile = flash_cuda.tile_of(name, DTYPES[dtype], channels)
+    options = dict(flash_cuda._compiled(tile, DTYPES[dtype]))
+    constants = dict(D=channels, BLOCK=tile.block, PRECISION=options.pop('PRECISION'))
+    return constants if name == 'pair' else dict(constants, INNER=tile.inner), options
 
 
-def compiled(name, capability, dtype, head_dim, tile):
-    kernel = getattr(attention_kernels, f'{name}_kernel')
-    constants = constants_of(name, dtype, head_dim, tile)
+def compiled(name, capability, dtype, channels):
+    kernel, (constants, options) = KERNELS[name], constants_of(name, dtype, channels)
     signature, attributes = {}, {}
     for i, argument in enumerate(kernel.arg_names):
         if argument in constants:
             signature[argument] = 'constexpr'
-        elif argument in POINTERS:
-            signature[argument] = f'*{dtype if argument in TENSORS else "fp32"}'
+        elif is_pointer(name, argument):
+            signature[argument] = f'*{dtype if argument in IN_DTYPE_OF_PRODUCTS[family(name)] else "fp32"}'
             attributes[(i,)] = [['tt.divisibility', 16]]
         else:
-            signature[argument] = 'i32'
+            signature[argument] = 'fp32' if argument == 'eps' else 'i32'
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    options = dict(num_warps=tile.num_warps, num_stages=tile.num_stages)
     return triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options)
 
 
-def resources(name, capability, dtype, head_dim, tile=None):
+def is_pointer(name, argument):
+    return argument in IN_DTYPE_OF_PRODUCTS[family(name)] + IN_FLOAT32[family(name)]
+
+
+def resources(name, capability, dtype, channels):
     """Registers per thread, bytes of spills per thread, and bytes of shared memory per program."""
-    tile = tile or flash_cuda.tile_of(name, DTYPES[dtype], head_dim)
-    kernel = compiled(name, capability, dtype, head_dim, tile)
+    kernel = compiled(name, capability, dtype, channels)
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(kernel.asm['cubin'])
         file.flush()
@@ -59,5 +84,15 @@ def resources(name, capability, dtype, head_dim, tile=None):
     return dict(registers=registers, spills=stack + local, shared=kernel.metadata.shared)
 
 
+def specialized(name):
+    """The parameters of a kernel of which some values, such as 1 and multiples of 16, compile it anew."""
+    return [
+        parameter.name
+        for parameter in KERNELS[name].params
+        if not (parameter.is_constexpr or parameter.do_not_specialize or is_pointer(name, parameter.name))
+    ]
+
+
 if __name__ == '__main__':
-    print(json.dumps([resources(*case) for case in json.loads(sys.argv[1])]))
+    cases = json.loads(sys.argv[1])
+    print(json.dumps([[resources(*case) for case in cases], {name: specialized(name) for name in KERNELS}]))

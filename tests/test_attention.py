@@ -257,8 +257,8 @@ def test_scale_and_table_stay_in_float32_under_autocast_and_the_scale_has_a_limi
     module = randomize(WindowAttention(32, num_heads=2, pretrained_window=4))
     with torch.no_grad():
         module.logit_scale.copy_(torch.tensor([3.0, 9.0])[:, None, None])
-    calls = []
-    monkeypatch.setattr('swinv2_mm.blocks.attention', lambda *args: calls.append(args) or ops.attention(*args))
+    calls, attention = [], ops.attention
+    monkeypatch.setattr(ops, 'attention', lambda *args: calls.append(args) or attention(*args))
     with torch.autocast('cpu', dtype):
         attend(module, torch.randn(2, 4, 4, 32), [partition(2, 4, 4, 4, 0)])
     ((qkv, scale, table, *_),) = calls

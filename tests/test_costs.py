@@ -164,7 +164,7 @@ def test_stochastic_depth_draws_once_a_block_for_all_parts(monkeypatch):
     for block in model.layers[0].blocks:
         block.drop_path.drop_prob = 0.1
     operators, _ = profiled(train, model)
-    assert operators['aten::bernoulli_'] == 2 * BLOCKS
+    assert operators['aten::bernoulli_'] == BLOCKS  # for both branches
     assert operators['aten::addcmul'] > 4 * BLOCKS
     assert operators['aten::floor_divide'] == 0  # the image of a token is known
 
