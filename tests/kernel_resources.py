@@ -40,32 +40,32 @@ def family(name):
     return 'post_norm' if name.startswith('post_norm') else 'attention'
 
 
-def constants_of(name, dtype, channels):
-    """The compile-time parameters of a kernel, and the options of the compiler."""
+def launched_with(name, dtype, channels):
+    """The compile-time parameters of a kernel and the options of the compiler."""
     if family(name) == 'post_norm':
         x = torch.empty(1, channels, device='meta')
-        constants = fused_block._compiled(x, x, has_half=dtype != 'fp32')[1]
-        return constants, dict(num_warps=constants.pop('num_warps'))
+        return fused_block._compiled(x, x, has_half=dtype != 'fp32')[1]
     if name == 'fold':
-        return flash_cuda.FOLD, {}
+        return flash_cuda.FOLD
     tile = flash_cuda.tile_of(name, DTYPES[dtype], channels)
-    options = dict(flash_cuda._compiled(tile, DTYPES[dtype]))
-    constants = dict(D=channels, BLOCK=tile.block, PRECISION=options.pop('PRECISION'))
-    return constants if name == 'pair' else dict(constants, INNER=tile.inner), options
+    return dict(D=channels, BLOCK=tile.block, INNER=tile.inner, **flash_cuda._compiled(tile, DTYPES[dtype]))
 
 
 def compiled(name, capability, dtype, channels):
-    kernel, (constants, options) = KERNELS[name], constants_of(name, dtype, channels)
-    signature, attributes = {}, {}
-    for i, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument] = 'constexpr'
+    kernel, settings = KERNELS[name], launched_with(name, dtype, channels)
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        argument = parameter.name
+        if parameter.is_constexpr:
+            signature[argument], constants[argument] = 'constexpr', settings[argument]
         elif is_pointer(name, argument):
             signature[argument] = f'*{dtype if argument in IN_DTYPE_OF_PRODUCTS[family(name)] else "fp32"}'
-            attributes[(i,)] = [['tt.divisibility', 16]]
+            if not parameter.do_not_specialize:
+                attributes[(i,)] = [['tt.divisibility', 16]]
         else:
             signature[argument] = 'fp32' if argument == 'eps' else 'i32'
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    options = {key: value for key, value in settings.items() if key not in (*constants, 'INNER')}
     return triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options)
 
 

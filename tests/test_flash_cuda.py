@@ -287,7 +287,7 @@ def messages(monkeypatch):
     monkeypatch.setattr(torch.version, 'hip', None)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Some GPU')
-    caches = flash_cuda._unable_machine, ops._say_why_not
+    caches = flash_cuda.unable_on, ops._say_why_not
     for cache in caches:
         cache.cache_clear()
     yield messages

@@ -10,7 +10,7 @@ from across_versions import ASSIGN
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
-from swinv2_mm import CheckpointError, load_pretrained
+from swinv2_mm import CheckpointError, load_pretrained, position_bias
 from swinv2_mm.ops.common import fold_reversed_bias, reversed_window_bias, window_bias
 from swinv2_mm.position_bias import (
     POSITION_BIASES,
@@ -22,6 +22,7 @@ from swinv2_mm.position_bias import (
     log_spaced_coordinates,
     resize_table,
     table_window,
+    tables_at_once,
 )
 
 SHAPES = [(3, 5), (1, 4), (5, 2), (5, 5)]
@@ -494,3 +495,81 @@ def test_a_new_kind_is_one_class(build_small, monkeypatch, tmp_path):
         build_small(position_bias='slope', pretrained_window_sizes=4)
     with pytest.raises(CheckpointError, match="position_bias='slope'"):
         load_pretrained(build_small(), tmp_path / 'slope.pth')
+
+
+def drawn_biases(kind, number=3):
+    biases = [kind(3, 4) for _ in range(number)]
+    for parameter in nn.ModuleList(biases).parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return biases
+
+
+def assert_tables_of_each(biases, height=5, width=3):
+    """`tables_at_once` gives the values and gradients of each bias alone."""
+    weights = torch.randn(len(biases), 3, 2 * height - 1, 2 * width - 1)
+    parameters = [parameter for bias in biases for parameter in bias.parameters()]
+    expected = [bias(height, width) for bias in biases]
+    tables = tables_at_once(biases, height, width)
+    assert len(tables) == len(biases)
+    for table, value in zip(tables, expected):
+        assert table.dtype == value.dtype
+        torch.testing.assert_close(table, value, rtol=1e-6, atol=1e-6 * value.abs().max().item())
+    gradients, of_each = (torch.autograd.grad(list(x), parameters, list(weights)) for x in (tables, expected))
+    for gradient, value in zip(gradients, of_each):
+        assert (gradient - value).norm() <= 2e-6 * value.norm()
+
+
+@pytest.mark.parametrize('number', [1, 2, 5])
+@pytest.mark.parametrize('at_once', [1, 2, 100])
+@pytest.mark.parametrize('kind', KINDS)
+def test_tables_of_some_blocks_at_once_are_those_of_each(monkeypatch, kind, at_once, number):
+    monkeypatch.setattr(position_bias, 'HIDDEN_VALUES', at_once * 512 * 9 * 5)
+    biases = drawn_biases(kind, number)
+    if kind is ParameterizedPositionBias:
+        for bias in biases:
+            bias.set_window(5)
+    assert_tables_of_each(biases)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('kind', KINDS[:2])
+def test_tables_at_once_are_in_float32_or_wider_also_under_autocast(kind, dtype):
+    biases = [bias.to(dtype) for bias in drawn_biases(kind)]
+    with torch.autocast('cpu', torch.bfloat16):
+        tables = tables_at_once(biases, 5, 3)
+        for table, bias in zip(tables, biases):
+            assert table.dtype == torch.promote_types(dtype, torch.float32)
+            torch.testing.assert_close(table, bias(5, 3), rtol=1e-6, atol=1e-6)
+
+
+class DoubledBias(ContinuousPositionBias):
+    def forward(self, height, width):
+        return 2 * super().forward(height, width)
+
+
+def double_by_hook(bias):
+    bias.register_forward_hook(lambda module, args, table: 2 * table)
+
+
+def add_by_hook(bias):
+    bias[2].register_forward_hook(lambda module, args, out: out + 1)
+
+
+DIFFERENCES = {
+    'another kind': lambda bias: setattr(bias, '__class__', LinearContinuousPositionBias),
+    'a subclass': lambda bias: setattr(bias, '__class__', DoubledBias),
+    'another pretrained window': lambda bias: setattr(bias, 'pretrained_window', 9),
+    'a hook': double_by_hook,
+    'a hook on the MLP': add_by_hook,
+    'another bias of the MLP': lambda bias: setattr(bias[0], 'bias', None),
+}
+
+
+@pytest.mark.parametrize('which', [0, 2])
+@pytest.mark.parametrize('difference', DIFFERENCES)
+def test_tables_of_blocks_that_differ_are_computed_one_by_one(difference, which):
+    biases = drawn_biases(ContinuousPositionBias)
+    alike = biases[which](5, 3)
+    DIFFERENCES[difference](biases[which])
+    assert (biases[which](5, 3) - alike).abs().max() > 0.01
+    assert_tables_of_each(biases)
