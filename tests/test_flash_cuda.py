@@ -287,7 +287,7 @@ def messages(monkeypatch):
     monkeypatch.setattr(torch.version, 'hip', None)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Some GPU')
-    caches = flash_cuda.unable_on, ops._say_why_not
+    caches = flash_cuda._unable_on, ops._say_why_not
     for cache in caches:
         cache.cache_clear()
     yield messages
@@ -399,6 +399,20 @@ def test_tokens_of_some_windows_go_another_way_with_the_same_values():
     on_map = ops.attention(qkv, scale, table, windows)
     in_order = ops.attention(qkv.flatten(0, 2)[windows.order], scale, table, windows)
     assert error(in_order, on_map.flatten(0, 2)[windows.order]) < 1e-5
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason='before PyTorch 2.7 the graph breaks')
+@pytest.mark.parametrize('reason', [None, 'needs something: install it'])
+def test_a_compiler_takes_the_machine_for_a_constant(monkeypatch, reason):
+    """It neither looks into what asks for it, nor warns that the answer is kept."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(flash_cuda, '_unable_on', torch.compiler.disable(lambda device: reason))
+
+    def call(x):
+        return x + (1 if ops.path_of(x.device, x.dtype, 32, needs_grad=True) is flash_cuda else 2)
+
+    compiled = torch.compile(call, backend='eager', fullgraph=True)
+    assert compiled(torch.zeros(1, device=DEVICE)) == (1 if reason is None else 2)
 
 
 # as an operator

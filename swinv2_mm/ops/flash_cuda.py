@@ -93,9 +93,13 @@ def is_worthwhile(needs_grad: bool) -> bool:
 
 
 @compat.constant_in_graphs
-@lru_cache(maxsize=None)
 def unable_on(device: torch.device) -> str | None:
     """Why this path can't serve any call on a GPU with this software, or None."""
+    return _unable_on(device)
+
+
+@lru_cache(maxsize=None)  # a compiler would look into it, and warn, if it met this first
+def _unable_on(device):
     if not compat.HAS_CUSTOM_OP:
         return f'needs PyTorch 2.4 or later, not {torch.__version__}: unset it, or set it to sdpa'
     if device.type == 'cuda' and (torch.version.hip or torch.cuda.get_device_capability(device) < CAPABILITY):
