@@ -285,6 +285,7 @@ def messages(monkeypatch):
     monkeypatch.setattr(flash_cuda, 'DEVICE', 'cuda')
     monkeypatch.setattr(ops, 'inform', messages.append)
     monkeypatch.setattr(torch.version, 'hip', None)
+    monkeypatch.setattr(flash_cuda, '_try_triton', lambda device: None)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Some GPU')
     caches = flash_cuda._unable_on, ops._say_why_not
@@ -307,14 +308,26 @@ def test_it_is_taken_by_itself_on_cuda(messages, dtype, needs_grad):
     assert not messages
 
 
+try_triton = flash_cuda._try_triton
+
+
 def without_triton(patch):
+    patch.setattr(flash_cuda, '_try_triton', try_triton)
     patch.setitem(sys.modules, 'triton', None)
 
 
 def with_triton_2(patch):
     import triton
 
+    patch.setattr(flash_cuda, '_try_triton', try_triton)
     patch.setattr(triton, '__version__', '2.3.1')
+
+
+def without_compiler(patch):
+    def fail(device):
+        raise RuntimeError('Failed to find C compiler.\nSet CC.')
+
+    patch.setattr(flash_cuda, '_try_triton', fail)
 
 
 REASONS = {  # settings of the machine, arguments of `path_of`, the path taken instead, and why
@@ -340,13 +353,21 @@ REASONS = {  # settings of the machine, arguments of `path_of`, the path taken i
         without_triton,
         {},
         sdpa,
-        'needs Triton, which is not installed: pip install triton, unset it, or set it to sdpa',
+        'needs Triton, which does not work here (import of triton halted; None in sys.modules): '
+        'repair it, unset it, or set it to sdpa',
     ),
     'old Triton': (
         with_triton_2,
         {},
         sdpa,
-        'needs Triton 3 or later, not 2.3.1: unset it, or set it to sdpa',
+        'needs Triton, which does not work here (version 2.3.1 is older than 3): '
+        'repair it, unset it, or set it to sdpa',
+    ),
+    'no C compiler': (
+        without_compiler,
+        {},
+        sdpa,
+        'needs Triton, which does not work here (Failed to find C compiler.): repair it, unset it, or set it to sdpa',
     ),
     'old PyTorch': (
         lambda patch: patch.setattr(flash_cuda.compat, 'HAS_CUSTOM_OP', False),
@@ -358,13 +379,13 @@ REASONS = {  # settings of the machine, arguments of `path_of`, the path taken i
         lambda patch: patch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5)),
         {},
         sdpa,
-        'needs an NVIDIA GPU from Ampere on, not Some GPU: unset it',
+        'needs an NVIDIA GPU from Ampere on, not Some GPU: unset it, or set it to sdpa',
     ),
     'ROCm': (
         lambda patch: patch.setattr(torch.version, 'hip', '6.0'),
         {},
         sdpa,
-        'needs an NVIDIA GPU from Ampere on, not Some GPU: unset it',
+        'needs an NVIDIA GPU from Ampere on, not Some GPU: unset it, or set it to sdpa',
     ),
 }
 
@@ -378,7 +399,7 @@ def test_where_it_cannot_serve_another_path_does_and_the_log_says_why_once(messa
     for _ in range(2):
         assert ops.path_of(CUDA, **arguments) is path
     name = path.__name__.rpartition('.')[2]
-    why = reason.partition(':')[0]
+    why = reason.rpartition(':')[0]
     assert messages == [f'attention on this GPU runs through {name}, which is slower: flash_cuda {why}']
     monkeypatch.setattr(ops, 'forced', 'flash_cuda')
     with pytest.raises(ValueError) as raised:
