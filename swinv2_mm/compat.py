@@ -22,9 +22,16 @@ HAS_CUSTOM_OP = torch_version >= (2, 4)
 
 # PyTorch's own function objects, because its compiler recognises them by identity.
 is_compiling = torch.compiler.is_compiling if torch_version >= (2, 3) else torch._utils.is_compiling
-# A decorator: compilers call the function, and take its result for a constant.
-constant_in_graphs = getattr(getattr(torch, 'compiler', None), 'assume_constant_result', lambda function: function)
 is_exporting = getattr(getattr(torch, 'compiler', None), 'is_exporting', bool)  # from 2.7 on
+
+
+def constant_in_graphs(function):
+    """Have compilers call a function and take its result for a constant: `torch.compiler.assume_constant_result`.
+
+    That itself imports the compiler, which takes half a second.
+    """
+    function._dynamo_marked_constant = True
+    return function
 
 
 def require(version: tuple[int, int], purpose: str) -> None:

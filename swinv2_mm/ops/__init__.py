@@ -42,7 +42,7 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, windows: Windows, dropo
         ValueError: the forced path does not exist, or can't serve this call.
     """
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, scale, table))
-    head_dim = qkv.shape[-1] // (3 * len(table))
+    head_dim = qkv.shape[-1] // (3 * table.shape[0])
     path = path_of(qkv.device, qkv.dtype, head_dim, dropout, needs_grad, on_map=qkv.ndim == 4)
     if path.ORDER == 'map':
         return path.attention(qkv, scale, table, windows, dropout)

@@ -124,7 +124,7 @@ def _bias(pointers):
     """Values of the table, straight from the L1 cache into the layout of the logits.
 
     A plain load takes the way through shared memory. Its buffers also overlapped those of a product that reads one
-    operand twice: on an H100, with two stages, gradients in bfloat16 were off by up to 5 percent.
+    operand twice: on a Hopper GPU, with two stages, gradients in bfloat16 were off by up to 5 percent.
     """
     if INTERPRETED:
         return tl.load(pointers)
