@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ops import attention
-from .ops.linear import apply_linear
+from .ops.linear import apply_linear, apply_mlp
 from .position_bias import POSITION_BIASES, PositionBias
 from .shortcuts import is_plain, is_transforming
 from .windows import Windows
@@ -169,10 +169,9 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = apply_linear(self.fc1, x)
         if is_plain(self.drop, nn.Dropout) and not (self.drop.training and self.drop.p > 0):
-            return apply_linear(self.fc2, hidden, after_gelu=True)
-        return self.drop(apply_linear(self.fc2, self.drop(F.gelu(hidden))))
+            return apply_mlp(self.fc1, self.fc2, x)
+        return self.drop(apply_linear(self.fc2, self.drop(F.gelu(apply_linear(self.fc1, x)))))
 
 
 class Block(nn.Module):
