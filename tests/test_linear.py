@@ -44,6 +44,27 @@ def test_the_operator_is_what_a_compiler_is_told(bias, before_gelu):
     torch.library.opcheck(_linear_operator, arguments, rtol=1e-5, atol=1e-5)
 
 
+class Quantised(torch.Tensor):
+    """A tensor with behaviour of its own, as quantised weights are."""
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason='before PyTorch 2.7 graphs hold no operator of ours')
+@pytest.mark.parametrize('kind, holds_operator', [(nn.Parameter, True), (lambda x: x.as_subclass(Quantised), False)])
+def test_a_graph_for_inference_takes_plain_weights_alone_to_our_operator(kind, holds_operator):
+    targets = []
+
+    def keep(graph, _):
+        targets.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    x, weight = torch.randn(4, 8), torch.randn(6, 8)
+    with torch.no_grad():
+        out = torch.compile(lambda x, weight: linear(x, weight), backend=keep, fullgraph=True)(x, kind(weight))
+    torch.testing.assert_close(out.as_subclass(torch.Tensor), F.linear(x, weight), rtol=1e-5, atol=1e-5)
+    assert (torch.ops.swinv2_mm.linear.default in targets) == holds_operator
+
+
 @pytest.mark.parametrize('frozen', [False, True])
 @pytest.mark.parametrize('rows', [5, ONEDNN_ROWS])
 def test_an_mlp_is_two_layers_with_gelu_between_them(frozen, rows):

@@ -53,7 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, before_gelu: b
         before_gelu (bool): whether to return the GELU of the result. Only where no gradient is needed.
     """
     needs_grad = _needs_grad(x, weight, bias)
-    if not needs_grad and _suits_operator(x):
+    if not needs_grad and _suits_operator(x, weight, bias):
         return _linear_operator(x, weight, bias, before_gelu)
     if not _suits_onednn(x, weight, bias):
         out = F.linear(x, weight, bias)
@@ -77,10 +77,10 @@ def _needs_grad(*tensors):
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _suits_operator(x):
+def _suits_operator(*tensors):
     if not compat.is_compiling() or not may_use_operators_in_graph() or compat.is_autocast_on_cpu():
         return False
-    return x.dtype == torch.float32 and x.device.type == 'cpu'
+    return _are_plain(*tensors)
 
 
 def _suits_onednn(*tensors):
@@ -90,6 +90,10 @@ def _suits_onednn(*tensors):
         return False
     if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
+    return _are_plain(*tensors)
+
+
+def _are_plain(*tensors):
     given = [t for t in tensors if t is not None]
     return all(type(t) in PLAIN and t.dtype == torch.float32 and t.device.type == 'cpu' for t in given)
 
