@@ -21,10 +21,11 @@ from .messages import warn
 from .ops.linear import ONEDNN_ROWS
 from .other_names import refuse_other_names
 from .position_bias import POSITION_BIASES, tables_at_once
-from .shortcuts import is_plain
+from .shortcuts import is_plain, may_use_operators_in_graph
 from .windows import map_windows, partition
 
 PART_SIZE = 2**19  # elements of a part of the map on CPU, so that what a block computes stays in the cache
+COMPILED_PART_SIZE = 4 * PART_SIZE  # in a compiled graph, which does with fewer passes, and compiles every part
 
 
 class Stage(nn.Module):
@@ -33,8 +34,8 @@ class Stage(nn.Module):
     ``downsample`` is not part of `forward`, because the pyramid takes the map before it.
 
     Inside a block, windows are independent of each other. So on CPU a block runs part by part. A part is a few whole
-    windows, which stay in the cache. On a GPU, and in a graph, there is one part. A block that has hooks or is wrapped
-    (by FSDP, for example) is called once with the whole map. It computes its position bias itself, because its
+    windows, which stay in the cache. On a GPU, and in most graphs, there is one part. A block that has hooks or is
+    wrapped (by FSDP, for example) is called once with the whole map. It computes its position bias itself, because its
     parameters may be sharded until then. On CPU that takes more memory, up to twice as much in inference. With
     ``with_cp`` the forward pre-hooks of such a block run again in the backward pass, before PyTorch 2.1 all its hooks.
     """
@@ -92,9 +93,19 @@ def runs_in_parts(x: Tensor) -> bool:
 
 
 def _parts(windows, x):
-    if compat.is_compiling() or torch.jit.is_tracing():
+    """Parts of the windows of ``x (B, H, W, C)``.
+
+    A compiled graph unrolls them, so only inference on one image has several, of `COMPILED_PART_SIZE`: graphs for
+    training are large, and a graph for more images should serve any number of them.
+    """
+    if torch.jit.is_tracing():
         return [windows]
-    return windows.split(max(PART_SIZE // x.shape[3], 1), ONEDNN_ROWS)
+    size = PART_SIZE
+    if compat.is_compiling():
+        if torch.is_grad_enabled() or x.shape[0] > 1 or not may_use_operators_in_graph():
+            return [windows]
+        size = COMPILED_PART_SIZE
+    return windows.split(max(size // x.shape[3], 1), ONEDNN_ROWS)
 
 
 @MODELS.register_module()

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor
 
 from . import compat, ops
 from .ops import fused_block
-from .ops.linear import apply_linear
+from .ops.linear import apply_linear, apply_mlp
 from .position_bias import POSITION_BIASES, PositionBias
 from .shortcuts import PLAIN, cached, is_plain, is_traced, is_transforming
 from .windows import Windows
@@ -184,10 +184,9 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = apply_linear(self.fc1, x)
         if is_plain(self.drop, nn.Dropout) and not (self.drop.training and self.drop.p > 0):
-            return apply_linear(self.fc2, hidden, after_gelu=True)
-        return self.drop(apply_linear(self.fc2, self.drop(F.gelu(hidden))))
+            return apply_mlp(self.fc1, self.fc2, x)
+        return self.drop(apply_linear(self.fc2, self.drop(F.gelu(apply_linear(self.fc1, x)))))
 
 
 class Block(nn.Module):

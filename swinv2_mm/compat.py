@@ -19,6 +19,7 @@ torch_version = max((2, minor) for minor in range(50) if torch.__version__ >= (2
 ACCURATE_WITH_BIAS = {'cuda': (2, 1), 'cpu': (2, 5)}  # first versions whose kernels do not round logits
 HAS_ONEDNN_LINEAR = torch_version >= (2, 1)  # before, only with another operator fused to it
 HAS_CUSTOM_OP = torch_version >= (2, 4)
+CAN_TELL_EXPORTING = torch_version >= (2, 7)  # from compiling
 
 # PyTorch's own function objects, because its compiler recognises them by identity.
 is_compiling = torch.compiler.is_compiling if torch_version >= (2, 3) else torch._utils.is_compiling

@@ -64,6 +64,11 @@ def may_use_functions() -> bool:
     return not (torch.jit.is_tracing() or compat.is_exporting() or is_transforming())
 
 
+def may_use_operators_in_graph() -> bool:
+    """Whether a graph that is being compiled may hold operators of ours. An exported one may not."""
+    return compat.CAN_TELL_EXPORTING and may_use_functions()
+
+
 def cached(function: Callable) -> Callable:
     """Keep the last 16 results of a function of plain values, but not while operators are recorded."""
 

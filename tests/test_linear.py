@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from swinv2_mm import compat
 from swinv2_mm.blocks import Mlp
-from swinv2_mm.ops.linear import ONEDNN_ROWS, apply_linear, linear
+from swinv2_mm.ops.linear import ONEDNN_ROWS, _linear_operator, apply_linear, apply_mlp, linear
 
 
 def names_of_operators(function):
@@ -24,11 +24,59 @@ needs_onednn = pytest.mark.skipif(not compat.HAS_ONEDNN_LINEAR, reason='PyTorch 
 
 @pytest.mark.parametrize('shape', [(ONEDNN_ROWS, 8), (2, ONEDNN_ROWS, 8), (3, ONEDNN_ROWS // 2, 2, 8)])
 @pytest.mark.parametrize('bias', [False, True])
-def test_inference_by_onednn_is_the_linear_layer(shape, bias):
+@pytest.mark.parametrize('before_gelu', [False, True])
+def test_inference_by_onednn_is_the_linear_layer(shape, bias, before_gelu):
     x, weight = torch.randn(shape), torch.randn(6, 8)
     bias = torch.randn(6) if bias else None
-    torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
-    assert names_of_operators(lambda: linear(x, weight, bias)).count(ONEDNN) == compat.HAS_ONEDNN_LINEAR
+    expected = F.linear(x, weight, bias)
+    expected = F.gelu(expected) if before_gelu else expected
+    torch.testing.assert_close(linear(x, weight, bias, before_gelu), expected, rtol=1e-5, atol=1e-5)
+    names = names_of_operators(lambda: linear(x, weight, bias, before_gelu))
+    assert names.count(ONEDNN) == compat.HAS_ONEDNN_LINEAR
+    assert names.count('aten::gelu') == (before_gelu and not compat.HAS_ONEDNN_LINEAR)
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason='opcheck takes no tolerance')
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('before_gelu', [False, True])
+def test_the_operator_is_what_a_compiler_is_told(bias, before_gelu):
+    arguments = torch.randn(2, 5, 8), torch.randn(6, 8), torch.randn(6) if bias else None, before_gelu
+    torch.library.opcheck(_linear_operator, arguments, rtol=1e-5, atol=1e-5)
+
+
+class Quantised(torch.Tensor):
+    """A tensor with behaviour of its own, as quantised weights are."""
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason='before PyTorch 2.7 graphs hold no operator of ours')
+@pytest.mark.parametrize('kind, holds_operator', [(nn.Parameter, True), (lambda x: x.as_subclass(Quantised), False)])
+def test_a_graph_for_inference_takes_plain_weights_alone_to_our_operator(kind, holds_operator):
+    targets = []
+
+    def keep(graph, _):
+        targets.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    x, weight = torch.randn(4, 8), torch.randn(6, 8)
+    with torch.no_grad():
+        out = torch.compile(lambda x, weight: linear(x, weight), backend=keep, fullgraph=True)(x, kind(weight))
+    torch.testing.assert_close(out.as_subclass(torch.Tensor), F.linear(x, weight), rtol=1e-5, atol=1e-5)
+    assert (torch.ops.swinv2_mm.linear.default in targets) == holds_operator
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('rows', [5, ONEDNN_ROWS])
+def test_an_mlp_is_two_layers_with_gelu_between_them(frozen, rows):
+    fc1, fc2, x = nn.Linear(8, 6), nn.Linear(6, 4), torch.randn(rows, 8)
+    fc1.requires_grad_(not frozen)
+    of = (*fc2.parameters(), *(() if frozen else fc1.parameters()))
+    out, expected = apply_mlp(fc1, fc2, x), fc2(F.gelu(fc1(x)))
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    for actual, wanted in strict_zip(
+        torch.autograd.grad(out.square().sum(), of), torch.autograd.grad(expected.square().sum(), of)
+    ):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
 
 
 @pytest.mark.parametrize('shape', [(8,), (37, 8), (3, 5, 8), (ONEDNN_ROWS, 8), (2, ONEDNN_ROWS, 8)])

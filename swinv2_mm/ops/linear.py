@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from .. import compat
-from ..shortcuts import PLAIN, is_plain, is_recorded, is_traced
+from ..shortcuts import PLAIN, is_plain, is_recorded, is_traced, may_use_functions, may_use_operators_in_graph
 
 ONEDNN_ROWS = 256  # most parts of a map are whole windows with a multiple of it
 
@@ -33,18 +33,54 @@ def apply_linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None, after_
     return linear(F.gelu(x) if after_gelu else x, weight, bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def apply_mlp(fc1: nn.Module, fc2: nn.Module, x: Tensor) -> Tensor:
+    """``fc2(gelu(fc1(x)))``, with each layer as in `apply_linear`."""
+    if is_plain(fc1, nn.Linear) and may_use_functions() and not _needs_grad(x, fc1.weight, fc1.bias):
+        return apply_linear(fc2, linear(x, fc1.weight, fc1.bias, before_gelu=True))
+    return apply_linear(fc2, apply_linear(fc1, x), after_gelu=True)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, before_gelu: bool = False) -> Tensor:
     """`torch.nn.functional.linear`, through oneDNN in float32 on CPU: forward, and for the gradient of ``x``.
 
     PyTorch itself copies the bias over the output and calls MKL, which takes about 1.2 times as long on the machine
-    that docs/performance.md names. Inductor calls oneDNN too. oneDNN allocates memory for every number of rows that it
-    meets and never frees it. So it only gets numbers that recur from image to image: multiples of `ONEDNN_ROWS`.
+    that docs/performance.md names. Inductor does the same by itself, so a graph for inference gets this function as one
+    operator. oneDNN allocates memory for every number of rows that it meets and never frees it. So it only gets numbers
+    that recur from image to image: multiples of `ONEDNN_ROWS`.
+
+    Args:
+        x (Tensor), weight (Tensor), bias (Tensor, optional): as `torch.nn.functional.linear` takes them.
+        before_gelu (bool): whether to return the GELU of the result. Only where no gradient is needed.
     """
+    needs_grad = _needs_grad(x, weight, bias)
+    if not needs_grad and _suits_operator(x, weight, bias):
+        return _linear_operator(x, weight, bias, before_gelu)
     if not _suits_onednn(x, weight, bias):
-        return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        out = F.linear(x, weight, bias)
+        return F.gelu(out) if before_gelu else out
+    if needs_grad:
         return _Linear.apply(x, weight, bias, False)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'gelu' if before_gelu else 'none', [], 'none')
+
+
+@compat.custom_op('swinv2_mm::linear', '(Tensor x, Tensor weight, Tensor? bias, bool before_gelu) -> Tensor')
+def _linear_operator(x, weight, bias, before_gelu):
+    return linear(x, weight, bias, before_gelu)
+
+
+@_linear_operator.register_fake
+def _(x, weight, bias, before_gelu):
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+def _needs_grad(*tensors):
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _suits_operator(*tensors):
+    if not compat.is_compiling() or not may_use_operators_in_graph() or compat.is_autocast_on_cpu():
+        return False
+    return _are_plain(*tensors)
 
 
 def _suits_onednn(*tensors):
@@ -54,6 +90,10 @@ def _suits_onednn(*tensors):
         return False
     if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
+    return _are_plain(*tensors)
+
+
+def _are_plain(*tensors):
     given = [t for t in tensors if t is not None]
     return all(type(t) in PLAIN and t.dtype == torch.float32 and t.device.type == 'cpu' for t in given)
 
