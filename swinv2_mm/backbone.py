@@ -34,10 +34,11 @@ class Stage(nn.Module):
     ``downsample`` is not part of `forward`, because the pyramid takes the map before it.
 
     Inside a block, windows are independent of each other. So on CPU a block runs part by part. A part is a few whole
-    windows, which stay in the cache. On a GPU, and in most graphs, there is one part. A block that has hooks or is
-    wrapped (by FSDP, for example) is called once with the whole map. It computes its position bias itself, because its
-    parameters may be sharded until then. On CPU that takes more memory, up to twice as much in inference. With
-    ``with_cp`` the forward pre-hooks of such a block run again in the backward pass, before PyTorch 2.1 all its hooks.
+    windows, which stay in the cache; in most graphs there is one. On a GPU a block is called once with the whole map.
+    So is, on any device, a block that has hooks or is wrapped (by FSDP, for example). It computes its position bias
+    itself, because its parameters may be sharded until then. On CPU that takes more memory, up to twice as much in
+    inference. With ``with_cp`` the forward pre-hooks of such a block run again in the backward pass, before PyTorch 2.1
+    all its hooks.
     """
 
     def __init__(self, blocks: list[Block], downsample: nn.Module, window_size: int, with_cp: bool):
@@ -60,7 +61,7 @@ class Stage(nn.Module):
         return x
 
     def _tables(self, x, largest):
-        """The position bias of every block that gets it from here, computed together where launches cost most."""
+        """The position biases of blocks that get the whole map, computed together, because launches cost most there."""
         blocks = [block for block in self.blocks if is_plain(block, Block) and not runs_in_parts(x)]
         tables = tables_at_once([block.attn.position_bias for block in blocks], *largest)
         return dict(zip(blocks, tables))
