@@ -253,19 +253,21 @@ class Block(nn.Module):
         Returns:
             Tensor: as ``x``.
         """
-        if self._is_fused(x):
+        if self._is_fused(x, scale1, scale2):
             x = self._fused(x, windows, table, scale1, scale2)
         else:
             x = residual(x, self.norm1(self.attn(x, windows, table)), scale1)
             x = residual(x, self.norm2(self.mlp(x)), scale2)
         return self.norm3(x)
 
-    def _is_fused(self, x):
+    def _is_fused(self, x, *scales):
         """Whether `ops/fused_block.py` computes the two branches: on CUDA, with nothing but plain layers."""
         if x.device.type != ops.flash_cuda.DEVICE or x.ndim != 4 or is_traced() or not self._is_plain():
             return False
-        layers = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
-        weights = [*(layer.weight for layer in layers), self.norm1.weight, self.norm2.weight]
+        if any(scale is not None and (scale.numel() != len(x) or scale.requires_grad) for scale in scales):
+            return False
+        layers = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2, self.norm1, self.norm2
+        weights = [*(layer.weight for layer in layers), self.norm1.bias, self.norm2.bias]
         if not all(type(weight) in (*PLAIN, FakeTensor) and weight.dtype == x.dtype for weight in weights):
             return False
         dtype, head_dim = compat.dtype_of_products(x), x.shape[-1] // self.attn.num_heads
@@ -275,8 +277,9 @@ class Block(nn.Module):
         attn, mlp = self.attn, self.mlp
         kinds = {WindowAttention: [attn], Mlp: [mlp], nn.Linear: [attn.qkv, attn.proj, mlp.fc1, mlp.fc2]}
         kinds.update({LayerNorm: [self.norm1, self.norm2], nn.Dropout: [attn.proj_drop, mlp.drop]})
-        drops = self.training and attn.proj_drop.p > 0
-        return not drops and all(is_plain(layer, kind) for kind, layers in kinds.items() for layer in layers)
+        if any(drop.training and drop.p > 0 for drop in (attn.proj_drop, mlp.drop)) or attn.qkv.bias is not None:
+            return False
+        return all(is_plain(layer, kind) for kind, layers in kinds.items() for layer in layers)
 
     def _fused(self, x, windows, table, scale1, scale2):
         attn, mlp = self.attn, self.mlp
@@ -284,7 +287,7 @@ class Block(nn.Module):
         half = x.to(compat.dtype_of_products(x))
         parameters = fused_block.Parameters.of(attn.qkv, attn.qkv_bias(), attn.proj, self.norm1)
         x, half = fused_block.attention_branch(
-            x, half, parameters, scale1, attn.scale(), table, windows.window, windows.shift
+            x, half, parameters, scale1, attn.scale().float(), table.float(), windows.window, windows.shift
         )
         parameters = fused_block.Parameters.of(mlp.fc1, mlp.fc1.bias, mlp.fc2, self.norm2)
         return fused_block.mlp_branch(x, half, parameters, scale2)

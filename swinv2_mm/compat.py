@@ -49,9 +49,19 @@ def is_autocast_on_cpu() -> bool:
     return torch.is_autocast_cpu_enabled()
 
 
+def may_use_tf32() -> bool:
+    """Whether matrix products of float32 on CUDA are set to the precision of TF32."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, 'fp32_precision'):  # where it has been set, reading the older name is an error
+        return matmul.fp32_precision == 'tf32'
+    return matmul.allow_tf32
+
+
 def dtype_of_products(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products with a tensor: that of autocast where it is on, else its own."""
+    """The dtype of matrix products with a tensor: its own, or that of autocast, which never casts float64."""
     kind = x.device.type
+    if x.dtype == torch.float64:
+        return x.dtype
     if torch_version >= (2, 4):
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if kind == 'cpu':

@@ -18,6 +18,7 @@ from map_kernels import (  # before anything that imports Triton
     on_gpu,
 )
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm import SwinTransformerV2, blocks, ops
 from swinv2_mm.backbone import Stage
@@ -71,7 +72,7 @@ def exact(block, x, windows, scales=(None, None)):
     """In float64, by the layers and the specification."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, 'forced', 'reference')
-        patch.setattr(Block, '_is_fused', lambda self, x: False)
+        patch.setattr(Block, '_is_fused', lambda *args: False)
         scales = [scale if scale is None else scale.double() for scale in scales]
         return values_and_gradients(copy.deepcopy(block).double(), x.double(), windows, scales)
 
@@ -80,7 +81,7 @@ def layers(block, *args, **kwargs):
     """What the layers give, with `sdpa`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, 'forced', 'sdpa')
-        patch.setattr(Block, '_is_fused', lambda self, x: False)
+        patch.setattr(Block, '_is_fused', lambda *args: False)
         return values_and_gradients(block, *args, **kwargs)
 
 
@@ -186,9 +187,42 @@ def test_a_map_that_needs_no_gradient_gets_none(branches):
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=0)
 
 
+def test_a_map_may_have_any_strides(branches):
+    block, x, windows = block_and_map()
+    expected = values_and_gradients(block, x, windows)
+    strided = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert not strided.is_contiguous()
+    assert_close(values_and_gradients(block, strided, windows), expected, 1e-12)
+    assert branches == 2 * ONCE
+
+
+def test_frozen_weights_get_no_gradient_and_change_no_other(branches):
+    block, x, windows = block_and_map()
+    x.requires_grad_()
+    expected = values_and_gradients(block, x, windows)
+    for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+        layer.weight.requires_grad_(False)
+    actual = values_and_gradients(block, x, windows)
+    assert len(actual) == len(expected) - 4
+    assert_close(actual, {name: expected[name] for name in actual}, 1e-12)
+
+
+def test_flops_are_counted_forward_and_backward(branches):
+    block, x, windows = block_and_map()
+    with FlopCounterMode(display=False) as counter:
+        block(x, windows).sum().backward()
+    assert not branches  # the counter hooks all modules
+    counts = {
+        str(operator).rpartition('.')[2]: count for operator, count in counter.get_flop_counts()['Global'].items()
+    }
+    pairs = sum(group.count * (group.height * group.width) ** 2 for group in windows.groups)
+    assert counts['map_attention'] == 2 * 2 * 16 * pairs
+    assert counts['map_attention_backward'] == 5 * 2 * 16 * pairs
+
+
 def test_an_empty_batch_gives_zero_gradients(branches):
     block, x, windows = block_and_map((0, 3, 5, 4, 2))
-    results = values_and_gradients(block, x, windows, drop_scales(2)[:0] or (None, None))
+    results = values_and_gradients(block, x, windows, [scale[:0] for scale in drop_scales(2)])
     assert branches == ONCE
     assert results.pop('out').shape == results.pop('x').shape == x.shape
     assert len(results) == len(list(block.parameters()))
@@ -273,10 +307,55 @@ def test_what_is_not_plain_is_called(branches, change):
     assert error(out, expected) < 1e-5 < 0.01 < error(before, expected)
 
 
-def test_float64_is_computed_by_the_layers(branches):
+@pytest.mark.parametrize('autocast', [False, True])
+def test_float64_is_computed_by_the_layers(branches, autocast):
     block, x, windows = block_and_map((1, 3, 5, 4, 2))
-    assert error(block.double()(x.double(), windows).detach(), exact(block, x, windows)['out']) < 1e-12
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        out = block.double()(x.double(), windows).detach()
+    assert error(out, exact(block, x, windows)['out']) < 1e-12
     assert not branches
+
+
+def turn_on_dropout(block):
+    """As for samples of a network with dropout, while all else is in evaluation."""
+    for module in block.eval().modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+            module.train()
+
+
+def test_dropout_that_is_turned_on_alone_drops(branches):
+    block, x, windows = block_and_map((1, 3, 5, 4, 2))
+    turn_on_dropout(block)
+    with torch.no_grad():
+        assert error(block(x, windows), block(x, windows)) > 0.01
+    assert not branches
+
+
+def test_a_layer_with_a_bias_of_its_own_has_it(branches):
+    block, x, windows = block_and_map((1, 3, 5, 4, 2))
+    block.attn.qkv = randomized(nn.Linear(16, 48))
+    block.attn.q_bias = block.attn.v_bias = None
+    assert_close(values_and_gradients(block, x, windows), exact(block, x, windows))
+    assert not branches
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 1), reason='norms have no such argument before PyTorch 2.1')
+def test_a_norm_without_a_bias_is_called(branches):
+    block, x, windows = block_and_map((1, 3, 5, 4, 2))
+    block.norm1 = randomized(LayerNorm(16, bias=False))
+    assert_close(values_and_gradients(block, x, windows), exact(block, x, windows))
+    assert not branches
+
+
+def test_scales_of_branches_that_learn_or_are_not_of_images_are_those_of_the_layers(branches):
+    block, x, windows = block_and_map()
+    gate = torch.rand(len(x), 1, 1, 1, device=DEVICE).requires_grad_()
+    of_rows = torch.rand(len(x), x.shape[1], 1, 1, device=DEVICE)
+    for scales in ((gate, None), (None, of_rows)):
+        assert_close(values_and_gradients(block, x, windows, scales), exact(block, x, windows, scales))
+    (of_gate,) = torch.autograd.grad(block(x, windows, None, gate, None).sum(), gate)
+    assert of_gate.any() and not branches
 
 
 @pytest.mark.parametrize('drop', [dict(drop=0.5), dict(attn_drop=0.5)], ids=str)
@@ -491,6 +570,17 @@ def test_a_step_with_a_gradient_scaler_trains(branches):
         losses.append(loss.item())
     assert branches == 15 * ONCE
     assert scaler.get_scale() >= 2**13 and losses[-1] < losses[0]
+
+
+@on_gpu
+def test_a_cuda_graph_of_the_backbone_gives_the_same(branches):
+    backbone, image = backbone_and_image()
+    expected = of_backbone(backbone, image)
+    graphed = torch.cuda.make_graphed_callables(backbone, (image,))
+    calls = len(branches)
+    actual = of_backbone(backbone, image, graphed)
+    assert len(branches) == calls  # it replays
+    assert max(error(a, e) for a, e in strict_zip(actual, expected)) < 1e-5
 
 
 @on_gpu

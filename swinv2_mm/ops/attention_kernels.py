@@ -20,7 +20,7 @@ import triton.language as tl
 STRIP = tl.constexpr(8)  # columns of a tile
 LOG2_E = tl.constexpr(1.4426950408889634)
 SQUARED_EPS = tl.constexpr(1e-24)  # of the norms, as in `torch.nn.functional.normalize`
-NEVER = tl.constexpr(-1e30)  # the logit of a key beyond the window, before it is scaled
+NEVER = tl.constexpr(-1e38)  # the cosine of a key beyond the window, so that no scale lets it count
 INTERPRETED = tl.constexpr(os.environ.get('TRITON_INTERPRET') == '1')
 # Nothing is compiled anew for another size, or for a table that begins at another multiple of four bytes.
 GENERAL = ['table', 'height', 'width', 'window', 'shift', 'num_heads']
@@ -123,8 +123,8 @@ def _place_of_bias(t, line):
 def _bias(pointers):
     """Values of the table, straight from the L1 cache into the layout of the logits.
 
-    A plain load takes the way through shared memory. Its buffers also overlapped those of a product that reads one
-    operand twice: on a Hopper GPU, with two stages, gradients in bfloat16 were off by up to 5 percent.
+    A plain load takes the way through shared memory. In a prototype its buffers also overlapped those of a product that
+    reads one operand twice: on an H200, with two stages, gradients in bfloat16 were off by up to 5 percent.
     """
     if INTERPRETED:
         return tl.load(pointers)
@@ -215,12 +215,11 @@ def query_kernel(
             bias = _bias((of_query - (row * line + column))[:, None] - of_key[None, :])
             rk = _inverse_norm(k)
             s = _product(q, tl.trans(k), tl.zeros([BLOCK, INNER], tl.float32), PRECISION)
-            p = tl.exp2((s * rk[None, :] * rq[:, None] + bias) * LOG2_E - log[:, None])
+            s = (s * rk[None, :] + tl.where(is_key, 0.0, NEVER)[None, :]) * rq[:, None] + bias
+            p = tl.exp2(s * LOG2_E - log[:, None])
             ds = p * (_product(do, tl.trans(v), tl.zeros([BLOCK, INNER], tl.float32), PRECISION) - d[:, None])
-            rk = tl.where(is_key, rk, 0.0)
             if k.dtype == tl.float16:  # for its range
                 k = (k.to(tl.float32) * rk[:, None]).to(k.dtype)
-                ds = tl.where(is_key[None, :], ds, 0.0)  # beyond the window it may be infinite in float16
             else:
                 ds *= rk[None, :]
             acc = _product(cast(ds, k.dtype), k, acc, PRECISION)

@@ -29,7 +29,7 @@ HEAD_DIMS = (16, 32, 64)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CAPABILITY = (8, 0)  # Ampere, the first with matrix products of bfloat16
 PROGRAMS = 1024  # that sum up the gradient of the bias, about
-SCRATCH = 2**27  # bytes for sums over pairs of tokens, of as many heads at a time as fit
+SCRATCH = 2**27  # bytes for sums over pairs of tokens, of as many heads at a time as fit, or of one
 FOLD = dict(OFFSETS=64, QUERIES=64)  # of a program of the kernel that sums up pairs of tokens
 
 
@@ -42,8 +42,8 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-# For up to 32 and for 64 channels per head, in half precision and in float32. None spills more than four registers on
-# any GPU from Ampere on (tests/test_flash_cuda.py). `key` may take no more at a time than a tile of the others holds.
+# For up to 32 and for 64 channels per head, in half precision and in float32. At compute capability 8.0 and 9.0 none
+# spills more than four registers (tests/test_flash_cuda.py). `key` may take no more at a time than the others' tiles hold.
 TILES = {
     'forward': {16: (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)), 32: (Tile(64, 32, 4, 3), Tile(32, 32, 4, 3))},
     'query': {16: (Tile(64, 64, 4, 3), Tile(64, 32, 8, 3)), 32: (Tile(64, 32, 4, 3), Tile(16, 32, 4, 3))},
@@ -62,14 +62,14 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, windows: Windows, dropo
 
     Args:
         qkv (Tensor): (B, H, W, 3 * heads * d) in float32, bfloat16 or float16.
-        scale (Tensor): (heads, 1, 1), in float32.
-        table (Tensor): (heads, 2H-1, 2W-1), in float32.
+        scale (Tensor): (heads, 1, 1), used in float32.
+        table (Tensor): (heads, 2H-1, 2W-1), used in float32.
         windows (Windows): all windows of the map.
 
     Returns:
         Tensor: (B, H, W, heads * d).
     """
-    return _Attention.apply(qkv, scale, table, windows.window, windows.shift)
+    return _Attention.apply(qkv, scale.float(), table.float(), windows.window, windows.shift)
 
 
 def unable(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: float) -> str | None:
@@ -88,8 +88,11 @@ def unable(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: flo
 
 
 def is_worthwhile(needs_grad: bool) -> bool:
-    """Whether to take this path where it can serve. An exported graph should hold only PyTorch's own operators."""
-    return may_use_functions()
+    """Whether to take this path where it can serve. An exported graph should hold only PyTorch's own operators.
+
+    Before PyTorch 2.7 nothing tells export from compilation, so there a graph without gradients gets none of ours.
+    """
+    return may_use_functions() and (needs_grad or compat.CAN_TELL_EXPORTING or not compat.is_compiling())
 
 
 @compat.constant_in_graphs
@@ -228,7 +231,7 @@ def map_attention_backward(
 
 
 def scratch_bytes(qkv: Tensor, table: Tensor, window: int, shift: int) -> int:
-    """What backward holds of sums over pairs of tokens, at most. It is bounded, and does not grow with the batch."""
+    """What backward holds of sums over pairs of tokens, which does not grow with the batch."""
     shape = _shape(qkv, table, window, shift)
     slices, heads = _slices_and_heads(shape, qkv.dtype)
     return 4 * slices * (heads * (shape.rows * shape.columns) ** 2 + table.numel())
@@ -287,8 +290,7 @@ def _num_programs(name, shape, dtype):
 
 def _compiled(tile, dtype):
     """How to compile a kernel: products of float32 are as exact as PyTorch's own are set to be."""
-    in_tf32 = torch.backends.cuda.matmul.allow_tf32
-    precision = 'ieee' if dtype != torch.float32 else 'tf32' if in_tf32 else 'tf32x3'
+    precision = 'ieee' if dtype != torch.float32 else 'tf32' if compat.may_use_tf32() else 'tf32x3'
     return dict(PRECISION=precision, num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True)
 
 

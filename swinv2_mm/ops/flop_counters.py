@@ -55,7 +55,7 @@ def _forward_on_map(qkv_shape, scale_shape, table_shape, window, shift, **kwargs
     return attention_flops(qkv_shape[3] // 3, _groups(qkv_shape, window, shift), FORWARD_PRODUCTS)
 
 
-def _backward_on_map(grad_shape, qkv_shape, scale_shape, table_shape, out_shape, lse_shape, window, shift, **kwargs):
+def _backward_on_map(grad_shape, qkv_shape, scale_shape, table_shape, attended, sums, window, shift, **kwargs):
     return attention_flops(qkv_shape[3] // 3, _groups(qkv_shape, window, shift), BACKWARD_PRODUCTS)
 
 

@@ -90,10 +90,10 @@ class _AttentionBranch(torch.autograd.Function):
         half, w1, w2, norm_weight, drop_scale, scale, table, qkv, attended, sums, branch = ctx.saved_tensors
         eps, window, shift = ctx.settings
         of_x, grad, *of_norm, of_b2 = _post_norm_gradients(ctx, grad, grad_half, branch, norm_weight, drop_scale, eps)
-        of_w2 = _weight_gradient(grad, attended)
+        of_w2 = _weight_gradient(grad, attended) if ctx.needs_input_grad[4] else None
         grad = grad @ w2
         grad, of_scale, of_table = map_attention_backward(grad, qkv, scale, table, attended, sums, window, shift)
-        of_w1 = _weight_gradient(grad, half)
+        of_w1 = _weight_gradient(grad, half) if ctx.needs_input_grad[2] else None
         of_b1 = _sum(grad) if ctx.needs_input_grad[3] else None
         of_half = grad @ w1 if ctx.needs_input_grad[1] else None
         of_w1, of_w2 = _cast([of_w1, of_w2], ctx.dtypes)
@@ -116,9 +116,9 @@ class _MlpBranch(torch.autograd.Function):
     def backward(ctx, grad):
         half, w1, w2, norm_weight, drop_scale, hidden, branch = ctx.saved_tensors
         of_x, grad, *of_norm, of_b2 = _post_norm_gradients(ctx, grad, None, branch, norm_weight, drop_scale, ctx.eps)
-        of_w2 = _weight_gradient(grad, F.gelu(hidden))  # computed again instead of kept
+        of_w2 = _weight_gradient(grad, F.gelu(hidden)) if ctx.needs_input_grad[4] else None  # GELU is not kept
         grad = torch.ops.aten.gelu_backward(grad @ w2, hidden)
-        of_w1 = _weight_gradient(grad, half)
+        of_w1 = _weight_gradient(grad, half) if ctx.needs_input_grad[2] else None
         of_b1 = _sum(grad) if ctx.needs_input_grad[3] else None
         of_half = grad @ w1 if ctx.needs_input_grad[1] else None
         of_w1, of_w2 = _cast([of_w1, of_w2], ctx.dtypes)
@@ -154,7 +154,7 @@ def _post_norm_gradients(ctx, grad, grad_half, branch, norm_weight, drop_scale, 
 
 
 def _fake_post_norm(x, branch, weight, bias, scale, eps, half):
-    return torch.empty_like(x), x.new_empty(x.shape if half != x.dtype else 0, dtype=half)
+    return x.new_empty(x.shape), x.new_empty(x.shape if half != x.dtype else 0, dtype=half)
 
 
 @compat.operator(
@@ -215,7 +215,7 @@ def post_norm_backward(
     with on_device_of(grad):
         grad = grad.contiguous()
         post_norm_backward_kernel[(len(sums),)](
-            grad, grad if grad_half is None else grad_half.contiguous(), branch, weight,
+            grad, grad if grad_half is None else grad_half.contiguous(), branch.contiguous(), weight,
             grad if scale is None else scale.contiguous(), total, grad_branch, sums,
             tokens, tokens // max(len(grad), 1), eps, **compiled,
         )  # fmt: skip

@@ -34,8 +34,8 @@ from swinv2_mm.engine.launch import bad_input
 from swinv2_mm.writing import check_folder, unwritten, whole
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = 'tests/test_flash_cuda.py'
-PYTEST = ('python', '-m', 'pytest', TESTS, '-q', '-p', 'no:cacheprovider', '--noconftest')
+TESTS = ('tests/test_flash_cuda.py', 'tests/test_fused_block.py')
+PYTEST = ('python', '-m', 'pytest', *TESTS, '-q', '-p', 'no:cacheprovider', '--noconftest')
 BENCHMARK = ('python', 'tools/analysis_tools/benchmark.py', '--device', 'cuda', '--batch', '2')
 ALONE = 'PYTORCH_NO_CUDA_MEMORY_CACHING'  # every tensor is an allocation, outside of which the sanitizer sees accesses
 MARGIN = 20  # seconds of the minutes for the imports at the start and the files at the end
@@ -64,10 +64,10 @@ class Part(NamedTuple):
 def plan() -> list[Part]:
     """List all parts, the most important first."""
     large, square, both = (800, 1333), (1024, 1024), (16, 32)
-    needs = (('file', TESTS),)
+    needs = tuple(('file', name) for name in TESTS)
     sanitizer = ('compute-sanitizer', '--tool', 'memcheck', '--error-exitcode', '1', *PYTEST, '-k', 'sanitized')
     return [
-        Part('tests', 'Tests on the GPU', PYTEST, 60, 200, 'test', requires=needs),
+        Part('tests', 'Tests on the GPU', PYTEST, 90, 240, 'test', requires=needs),
         rows('train', 'bf16', large, both),
         rows('infer', 'bf16', large, both),
         Part(
