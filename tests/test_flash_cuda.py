@@ -141,7 +141,7 @@ def test_zero_queries_and_keys_spoil_no_other(dtype):
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 def test_what_lies_beyond_a_window_counts_nothing_however_large_its_bias(dtype):
-    """Keys that fill up the last strip of a window have offsets that no pair has: with these biases, e^90 times more."""
+    """Keys that fill up the last strip of a window have offsets that no pair has, here with e^90 times the weight."""
     (qkv, scale, table), windows, grad = operands((1, 3, 2, 4, 0), dtype=dtype)
     assert_accurate((qkv, scale, table - 90), windows, grad)
 

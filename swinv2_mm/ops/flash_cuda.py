@@ -43,7 +43,7 @@ class Tile(NamedTuple):
 
 
 # For up to 32 and for 64 channels per head, in half precision and in float32. At compute capability 8.0 and 9.0 none
-# spills more than four registers (tests/test_flash_cuda.py). `key` may take no more at a time than the others' tiles hold.
+# spills more than four registers (tests/test_flash_cuda.py). `key` may not take more at a time than theirs hold.
 TILES = {
     'forward': {16: (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)), 32: (Tile(64, 32, 4, 3), Tile(32, 32, 4, 3))},
     'query': {16: (Tile(64, 64, 4, 3), Tile(64, 32, 8, 3)), 32: (Tile(64, 32, 4, 3), Tile(16, 32, 4, 3))},
