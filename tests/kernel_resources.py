@@ -23,7 +23,7 @@ KERNELS = {
     name.rpartition('_')[0]: kernel
     for module in (attention_kernels, post_norm_kernels)
     for name, kernel in vars(module).items()
-    if name.endswith('_kernel') and name != 'increment_kernel'  # which shows whether Triton works
+    if name.endswith('_kernel')
 }
 IN_DTYPE_OF_PRODUCTS = {
     'attention': ('qkv', 'out', 'grad', 'grad_qkv'),

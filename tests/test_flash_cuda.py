@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from map_kernels import (  # before anything that imports Triton
     on_gpu,
     terms_of_scale_gradient,
 )
+from torch._subclasses import FakeTensorMode
 
 from swinv2_mm import ops
 from swinv2_mm.ops import flash_cuda, reference, sdpa
@@ -309,7 +311,7 @@ def messages(monkeypatch):
     monkeypatch.setattr(flash_cuda, 'DEVICE', 'cuda')
     monkeypatch.setattr(ops, 'inform', messages.append)
     monkeypatch.setattr(torch.version, 'hip', None)
-    monkeypatch.setattr(flash_cuda, '_try_triton', lambda device: None)
+    monkeypatch.setattr(flash_cuda, '_try_triton', lambda *args: None)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Some GPU')
     caches = flash_cuda._unable_on, ops._say_why_not
@@ -332,7 +334,7 @@ def test_it_is_taken_by_itself_on_cuda(messages, dtype, needs_grad):
     assert not messages
 
 
-try_triton = flash_cuda._try_triton
+try_triton = flash_cuda._try_triton  # a fixture replaces it
 
 
 def without_triton(patch):
@@ -348,7 +350,7 @@ def with_triton_2(patch):
 
 
 def without_compiler(patch):
-    def fail(device):
+    def fail(*args):
         raise RuntimeError('Failed to find C compiler.\nSet CC.')
 
     patch.setattr(flash_cuda, '_try_triton', fail)
@@ -431,6 +433,52 @@ def test_where_it_cannot_serve_another_path_does_and_the_log_says_why_once(messa
     assert str(raised.value) == f'SWINV2_MM_ATTENTION=flash_cuda {reason}'
 
 
+@pytest.fixture
+def small_trial(monkeypatch):
+    """The trial of the kernels, on a map that does not take the interpreter long."""
+    monkeypatch.setattr(flash_cuda, '_try_triton', try_triton)
+    if not ON_GPU:
+        monkeypatch.setattr(flash_cuda, 'TRIAL', (1, 3, 5, 4, 2))
+
+
+@in_all_dtypes
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode, FakeTensorMode, torch.enable_grad])
+def test_a_trial_on_a_small_map_finds_no_fault_and_leaves_no_trace(small_trial, dtype, mode):
+    random_state = torch.get_rng_state()
+    assert flash_cuda._error_of_trial(torch.device(DEVICE), dtype, 16) < (1e-4 if dtype == torch.float32 else 0.01)
+    with mode(), torch.autocast(DEVICE, torch.bfloat16):
+        flash_cuda._try_triton(torch.device(DEVICE), dtype, 16)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize('result', ['out', 'gradient of qkv', 'gradient of the table'])
+def test_kernels_that_compute_wrong_numbers_are_not_taken(small_trial, monkeypatch, result):
+    name, i = {
+        'out': ('map_attention', 0),
+        'gradient of qkv': ('map_attention_backward', 0),
+        'gradient of the table': ('map_attention_backward', 2),
+    }[result]
+    right = getattr(flash_cuda, name)
+
+    def wrong(*args):
+        results = list(right(*args))
+        results[i] = results[i] * 1.05
+        return results
+
+    monkeypatch.setattr(flash_cuda, name, wrong)
+    flash_cuda._unable_on.cache_clear()
+    try:
+        device = torch.device(DEVICE)
+        said = flash_cuda.unable_on(device, torch.float32, 16)
+        off = float(
+            re.search(r'results in float32 are ([\d.]+)% off\): repair it, unset it, or set it to sdpa$', said)[1]
+        )
+        assert off == 5 if result != 'out' else 5 <= off < 50  # a wrong output spoils the gradients too
+        assert ops.path_of(device, torch.float32, 16, needs_grad=True) is not flash_cuda
+    finally:
+        flash_cuda._unable_on.cache_clear()
+
+
 def test_forcing_it_upon_a_cpu_or_upon_some_windows_is_an_error(messages, monkeypatch):
     monkeypatch.setattr(ops, 'forced', 'flash_cuda')
     with pytest.raises(ValueError, match='flash_cuda is for CUDA, and the tensors are on cpu: unset it'):
@@ -451,7 +499,7 @@ def test_tokens_of_some_windows_go_another_way_with_the_same_values():
 def test_a_compiler_takes_the_machine_for_a_constant(monkeypatch, reason):
     """It neither looks into what asks for it, nor warns that the answer is kept."""
     torch._dynamo.reset()
-    monkeypatch.setattr(flash_cuda, '_unable_on', torch.compiler.disable(lambda device: reason))
+    monkeypatch.setattr(flash_cuda, '_unable_on', torch.compiler.disable(lambda *args: reason))
 
     def call(x):
         return x + (1 if ops.path_of(x.device, x.dtype, 32, needs_grad=True) is flash_cuda else 2)

@@ -28,12 +28,6 @@ GENERAL_PAIRS = [*GENERAL, 'first_head', 'heads', 'strips', 'slices']
 
 
 @triton.jit
-def increment_kernel(x):
-    """Adds 1 to a number, which shows that Triton works on a machine."""
-    tl.store(x, tl.load(x) + 1)
-
-
-@triton.jit
 def _count(length, window, shift):
     """Segments of an axis."""
     first = tl.where(length <= window, length, tl.where(shift > 0, shift, window))

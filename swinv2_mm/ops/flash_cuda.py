@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .. import compat
 from ..messages import first_line
 from ..shortcuts import is_transforming, may_use_functions
-from ..windows import Windows
+from ..windows import Windows, map_windows, partition
+from . import reference
 from .common import NO_DROPOUT
 
 ORDER = 'map'
@@ -30,6 +31,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CAPABILITY = (8, 0)  # Ampere, the first with matrix products of bfloat16
 PROGRAMS = 1024  # that sum up the gradient of the bias, about
 SCRATCH = 2**27  # bytes for sums over pairs of tokens, of as many heads at a time as fit, or of one
+TRIAL = 2, 24, 40, 24, 12  # batch, height, width, window and shift of a map that shows whether the kernels work
+TOLERANCE = 0.02  # of it, several times what the rounding of half precision gives
 FOLD = dict(OFFSETS=64, QUERIES=64)  # of a program of the kernel that sums up pairs of tokens
 
 
@@ -84,7 +87,7 @@ def unable(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: flo
         return f'is for float32, bfloat16 and float16, not {str(dtype)[6:]}: unset it, or set it to sdpa'
     if head_dim not in HEAD_DIMS:
         return f'is for {", ".join(map(str, HEAD_DIMS))} channels per head, not {head_dim}: unset it, or set it to sdpa'
-    return unable_on(device)
+    return unable_on(device, dtype, head_dim)
 
 
 def is_worthwhile(needs_grad: bool) -> bool:
@@ -96,39 +99,54 @@ def is_worthwhile(needs_grad: bool) -> bool:
 
 
 @compat.constant_in_graphs
-def unable_on(device: torch.device) -> str | None:
-    """Why this path can't serve any call on a GPU with this software, or None."""
-    return _unable_on(device)
+def unable_on(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why this path can't serve calls with such tensors on a GPU with this software, or None; tried once."""
+    return _unable_on(device, dtype, head_dim)
 
 
-@lru_cache(maxsize=None)  # a compiler would look into it, and warn, if it met this first
-def _unable_on(device):
+@lru_cache(maxsize=None)
+def _unable_on(device, dtype, head_dim):
     if not compat.HAS_CUSTOM_OP:
         return f'needs PyTorch 2.4 or later, not {torch.__version__}: unset it, or set it to sdpa'
     if device.type == 'cuda' and (torch.version.hip or torch.cuda.get_device_capability(device) < CAPABILITY):
-        return (
-            f'needs an NVIDIA GPU from Ampere on, not {torch.cuda.get_device_name(device)}: unset it, or set it to sdpa'
-        )
+        name = torch.cuda.get_device_name(device)
+        return f'needs an NVIDIA GPU from Ampere on, not {name}: unset it, or set it to sdpa'
     try:
-        _try_triton(device)
+        _try_triton(device, dtype, head_dim)
     except Exception as error:  # it is not there, too old, without a C compiler, or broken in some other way
         return f'needs Triton, which does not work here ({first_line(error)}): repair it, unset it, or set it to sdpa'
     return None
 
 
-def _try_triton(device):
+def _try_triton(device, dtype, head_dim):
+    """Raise an error unless the kernels agree with the formula on a small map. Compilers have had bugs here."""
     import triton
 
     if int(triton.__version__.partition('.')[0]) < 3:
         raise ImportError(f'version {triton.__version__} is older than 3')
-    from .attention_kernels import increment_kernel
+    with _disable_current_modes(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        error = _error_of_trial(device, dtype, head_dim)
+    if not error <= TOLERANCE:
+        raise RuntimeError(f'with version {triton.__version__} results in {str(dtype)[6:]} are {error:.1%} off')
 
-    with _disable_current_modes():
-        x = torch.zeros(1, device=device)
-        with on_device_of(x):
-            increment_kernel[(1,)](x)
-        if x.item() != 1:
-            raise RuntimeError('a kernel computed something else than it should')
+
+def _error_of_trial(device, dtype, head_dim, heads=2):
+    """The largest error of the output and its gradients, as root of the mean square over that of the true values."""
+    windows, random = partition(*TRIAL, device), torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=random).to(device)
+
+    qkv, grad = (draw(*TRIAL[:3], n * heads * head_dim).to(dtype) for n in (3, 1))
+    scale, table = torch.full((heads, 1, 1), 5.0, device=device), draw(heads, *(2 * n - 1 for n in windows.largest))
+    out, sums = map_attention(qkv, scale, table, windows.window, windows.shift)
+    grads = map_attention_backward(grad, qkv, scale, table, out, sums, windows.window, windows.shift)
+    with torch.enable_grad():
+        leaves = [x.double().requires_grad_() for x in (qkv, table)]
+        true = map_windows(lambda x, part: reference.attention(x, scale, leaves[1], part.groups), leaves[0], [windows])
+        true_grads = torch.autograd.grad(true, leaves, grad.double())
+    pairs = zip((out, grads[0], grads[2]), (true, *true_grads))
+    return max(((ours - exact).square().mean() / exact.square().mean()).sqrt().item() for ours, exact in pairs)
 
 
 class _Attention(torch.autograd.Function):

@@ -313,7 +313,7 @@ def paths_of_cuda() -> Iterator[None]:
     """Make fake tensors on the CPU take the paths of tensors on CUDA, of which PyTorch without CUDA has none."""
     patches = [
         mock.patch.object(ops.flash_cuda, 'DEVICE', 'cpu'),
-        mock.patch.object(ops.flash_cuda, 'unable_on', lambda device: None),
+        mock.patch.object(ops.flash_cuda, 'unable_on', lambda *args: None),
         mock.patch.object(ops.flash_cpu, 'unable', lambda *args: 'is for CPU'),
         mock.patch.object(F, 'scaled_dot_product_attention', efficient_attention),
         mock.patch('swinv2_mm.backbone.runs_in_parts', lambda x: False),
