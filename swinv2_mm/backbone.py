@@ -62,7 +62,7 @@ class Stage(nn.Module):
 
     def _tables(self, x, largest):
         """The position biases of blocks that get the whole map, computed together, because launches cost most there."""
-        blocks = [block for block in self.blocks if is_plain(block, Block) and not runs_in_parts(x)]
+        blocks = [block for block in self.blocks if not runs_in_parts(x) and is_plain(block, Block)]
         tables = tables_at_once([block.attn.position_bias for block in blocks], *largest)
         return dict(zip(blocks, tables))
 

@@ -28,16 +28,21 @@ GENERAL_PAIRS = [*GENERAL, 'first_head', 'heads', 'strips', 'slices']
 
 
 @triton.jit
+def _first(length, window, shift):
+    """Size of the first segment of an axis."""
+    return tl.where(length <= window, length, tl.where(shift > 0, shift, window))
+
+
+@triton.jit
 def _count(length, window, shift):
     """Segments of an axis."""
-    first = tl.where(length <= window, length, tl.where(shift > 0, shift, window))
-    return 1 + tl.cdiv(length - first, window)
+    return 1 + tl.cdiv(length - _first(length, window, shift), window)
 
 
 @triton.jit
 def _segment(i, length, window, shift):
     """Start and size of a segment of an axis."""
-    first = tl.where(length <= window, length, tl.where(shift > 0, shift, window))
+    first = _first(length, window, shift)
     start = tl.maximum(first + (i - 1) * window, 0)
     return start, tl.minimum(first + i * window, length) - start
 

@@ -33,7 +33,7 @@ PROGRAMS = 1024  # that sum up the gradient of the bias, about
 SCRATCH = 2**27  # bytes for sums over pairs of tokens, of as many heads at a time as fit, or of one
 TRIAL = 2, 24, 40, 24, 12  # batch, height, width, window and shift of a map that shows whether the kernels work
 TOLERANCE = 0.02  # of it, several times what the rounding of half precision gives
-FOLD = dict(OFFSETS=64, QUERIES=64)  # of a program of the kernel that sums up pairs of tokens
+FOLD = dict(OFFSETS=64, QUERIES=64, enable_fp_fusion=True)  # of the kernel that sums up pairs of tokens
 
 
 class Tile(NamedTuple):
