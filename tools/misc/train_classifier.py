@@ -16,16 +16,12 @@ import argparse
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
-from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
-from torch import Tensor, nn
+from swinv2_tools.classifier import Accuracy, Classifier
 from torch.utils.data import Dataset
 
-from swinv2_mm import SwinTransformerV2
 from swinv2_mm.arch import parse_arch
 from swinv2_mm.checkpoints.files import check_suffix, write_checkpoint
 from swinv2_mm.checkpoints.formats import export
@@ -93,35 +89,6 @@ def crop(pixels: np.ndarray, bbox: list[float], margin: float, x_shift: float = 
     return cv2.warpAffine(pixels, to_crop, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT)
 
 
-class Classifier(BaseModel):
-    """A backbone, the mean over its last map, and a linear layer."""
-
-    def __init__(self, backbone: SwinTransformerV2, channels: int, num_classes: int):
-        statistics = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])  # of ImageNet, as in recipes
-        super().__init__(ImgDataPreprocessor(**statistics, bgr_to_rgb=True))
-        self.backbone, self.head = backbone, nn.Linear(channels, num_classes)
-
-    def forward(self, inputs: Tensor, data_samples: Tensor, mode: str = 'tensor') -> Tensor | dict | list[bool]:
-        """Logits (B, num_classes) of images (B, 3, 64, 64). Mode loss: the loss. Mode predict: whether each is right.
-
-        ``data_samples`` (B,) are the labels, under the name that mmengine's preprocessor gives them.
-        """
-        logits = self.head(self.backbone(inputs)[-1].mean((2, 3)))
-        if mode == 'loss':
-            return dict(loss=F.cross_entropy(logits, data_samples, label_smoothing=0.1))
-        return (logits.argmax(1) == data_samples).tolist() if mode == 'predict' else logits
-
-
-class Accuracy(BaseMetric):
-    """The share of crops that are classified right, in percent."""
-
-    def process(self, data_batch, data_samples):
-        self.results.extend(data_samples)
-
-    def compute_metrics(self, results):
-        return dict(accuracy=100 * sum(results) / len(results))
-
-
 def build_classifier(config: str, num_classes: int) -> Classifier:
     """A classifier with the backbone of a detector's config, from scratch, at the low resolution's windows."""
     arguments = dict(load_config(config).model.backbone)
@@ -130,7 +97,7 @@ def build_classifier(config: str, num_classes: int) -> Classifier:
     last_map = SIZE // (4 * 2 ** (num_stages - 1))
     windows = (*[WINDOW] * (num_stages - 1), min(WINDOW, last_map))  # a window is no larger than its map
     arguments.update(window_size=windows, out_indices=(num_stages - 1,), init_cfg=None)
-    return Classifier(MODELS.build(arguments), arch.embed_dims * 2 ** (num_stages - 1), num_classes)
+    return Classifier(MODELS.build(arguments), num_classes)
 
 
 def train(config: str, data_root: Path, work_dir: Path, epochs: int, seed: int) -> tuple[Classifier, float]:

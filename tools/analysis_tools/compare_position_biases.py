@@ -1,0 +1,292 @@
+"""Measure on photos what moving a SwinV2 to larger images and windows costs or gains, for each kind of position bias.
+
+Trains small classifiers at a low resolution and a small window, with the same initial weights, images, batches and
+augmentation for all kinds. Then measures them, without further training, on larger images and on canvases of several
+photos, with larger windows and with the old one, and with the pretrained window wrongly set to the new one; then again
+after a short fine-tuning there. Goes on where an earlier call with the same --out ended.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from swinv2_tools import ending  # isort: split
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import time
+
+import torch
+from mmengine.logging import MMLogger
+from swinv2_tools.photos import Photos, read_photos
+from swinv2_tools.transfer_plan import Run, Settings, Step, plan
+from swinv2_tools.transfer_report import plot_epochs, plot_windows, read_measurements, summarise, table, write_csv
+from swinv2_tools.transfer_steps import carry_out, has_wrong_window
+
+from swinv2_mm.arch import parse_arch
+from swinv2_mm.engine.launch import bad_input
+from swinv2_mm.position_bias import POSITION_BIASES
+from swinv2_mm.writing import check_folder, whole
+
+INTERVAL = 30  # seconds between two lines of progress
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='example: python tools/analysis_tools/compare_position_biases.py data/photos --out work_dirs/biases',
+    )
+    parser.add_argument('data_root', help='folder with photos in train/CLASS and val/CLASS')
+    parser.add_argument('--out', type=Path, required=True, help='folder for weights, measurements, tables and plots')
+    parser.add_argument('--position-biases', nargs='+', default=list(POSITION_BIASES), choices=list(POSITION_BIASES))
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
+    parser.add_argument('--epochs', type=int, default=20, help='of training from scratch (default: %(default)s)')
+    parser.add_argument(
+        '--curve',
+        nargs='*',
+        type=int,
+        default=[5, 10],
+        help='epochs after which canvases are measured too (default: 5 10)',
+    )
+    parser.add_argument(
+        '--ratios', nargs='*', type=float, default=[1.5, 2, 3], help='of image and window (default: 1.5 2 3)'
+    )
+    parser.add_argument(
+        '--grids', nargs='*', type=int, default=[2, 3, 4], help='photos per side of a canvas (default: 2 3 4)'
+    )
+    parser.add_argument('--finetune-iters', type=int, default=30, help='0: no fine-tuning (default: %(default)s)')
+    parser.add_argument('--finetune-lr', type=float, default=1e-4, help='at its start (default: %(default)s)')
+    parser.add_argument(
+        '--photo-size',
+        type=int,
+        default=64,
+        help='pixels; photos are read as squares of this size (default: %(default)s)',
+    )
+    parser.add_argument('--image-size', type=int, default=32, help='pixels, in training (default: %(default)s)')
+    parser.add_argument('--window-size', type=int, default=8, help='tokens, in training (default: %(default)s)')
+    parser.add_argument('--patch-size', type=int, default=2, help='pixels (default: %(default)s)')
+    parser.add_argument('--embed-dims', type=int, default=32, help='channels of the first stage (default: %(default)s)')
+    parser.add_argument('--depths', nargs='+', type=int, default=[1, 3], help='blocks per stage (default: 1 3)')
+    parser.add_argument('--num-heads', nargs='+', type=int, default=[2, 4], help='per stage (default: 2 4)')
+    parser.add_argument('--batch-size', type=int, default=64, help='photos (default: %(default)s)')
+    parser.add_argument('--lr', type=float, default=2e-3, help='of AdamW (default: %(default)s)')
+    parser.add_argument(
+        '--bias-lr-mult',
+        type=float,
+        default=1,
+        help='learning rate of the position bias over --lr (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='runs at once, each on one core or all on one GPU (default: 1)'
+    )
+    parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda if there is one')
+    parser.add_argument('--run', nargs=2, help=argparse.SUPPRESS)  # kind and seed: do that run alone, without a report
+    return parser.parse_args(argv)
+
+
+def read_settings(args: argparse.Namespace) -> Settings:
+    """The settings of a study, checked.
+
+    Raises:
+        ValueError: one is out of range, or does not fit another.
+    """
+    settings = Settings(
+        data_root=str(Path(args.data_root).resolve()),
+        photo_size=args.photo_size,
+        image_size=args.image_size,
+        window_size=args.window_size,
+        patch_size=args.patch_size,
+        embed_dims=args.embed_dims,
+        depths=tuple(args.depths),
+        num_heads=tuple(args.num_heads),
+        batch_size=args.batch_size,
+        learning_rate=args.lr,
+        bias_lr_mult=args.bias_lr_mult,
+        finetune_iters=args.finetune_iters,
+        finetune_lr=args.finetune_lr,
+        ratios=tuple(args.ratios),
+        grids=tuple(args.grids),
+    )
+    least = dict(
+        photo_size=1, image_size=1, window_size=2, patch_size=1, finetune_iters=0, learning_rate=0, finetune_lr=0
+    )
+    for name, value in least.items():
+        if getattr(settings, name) < value:
+            raise ValueError(f'--{name.replace("_", "-")} must be at least {value}, got {getattr(settings, name)}')
+    parse_arch(dict(embed_dims=settings.embed_dims, depths=settings.depths, num_heads=settings.num_heads))
+    stride = settings.patch_size * 2 ** (len(settings.depths) - 1)
+    sizes = {settings.image_size, *(round(ratio * settings.image_size) for ratio in settings.ratios)}
+    for size in sorted(sizes):
+        if size % stride:
+            raise ValueError(
+                f'images of {size} pixels do not fill a map of stride {stride}: change --image-size or --ratios'
+            )
+    if min((*settings.ratios, *settings.grids), default=2) <= 1:
+        raise ValueError(f'--ratios and --grids must be more than 1, got {settings.ratios} and {settings.grids}')
+    if max(settings.grids, default=1) ** 2 > settings.batch_size:
+        raise ValueError(f'--batch-size {settings.batch_size} does not fill a canvas of --grids {max(settings.grids)}')
+    return settings
+
+
+def check_photos(photos: dict[str, Photos], settings: Settings) -> None:
+    """Check that the splits have the same classes and enough photos, and say how many photos were enlarged.
+
+    Raises:
+        ValueError: they have not.
+    """
+    train, val = photos['train'], photos['val']
+    if train.classes != val.classes:
+        name = sorted(set(train.classes) ^ set(val.classes))[0]
+        raise ValueError(f'class {name} has no folder in both train and val: add it, or remove the other one')
+    if len(train.labels) < settings.batch_size:
+        raise ValueError(f'--batch-size {settings.batch_size} is more than the {len(train.labels)} photos of train')
+    enlarged = train.enlarged + val.enlarged
+    if enlarged:
+        print(f'{enlarged} photos are smaller than --photo-size {settings.photo_size} and were enlarged to it')
+
+
+def keep_settings(settings: Settings, out: Path) -> None:
+    """Write the settings into the folder of a study, or compare them with those that it has.
+
+    Raises:
+        ValueError: the folder is of other settings.
+    """
+    path = out / 'settings.json'
+    given = json.loads(json.dumps(settings._asdict()))
+    if path.exists():
+        kept = json.loads(path.read_text())
+        for name, value in given.items():
+            if kept.get(name) != value:
+                raise ValueError(f'{out} is a study with {name} {kept.get(name)}, not {value}: name another --out')
+        return
+    with whole(path) as partial:
+        partial.write_text(json.dumps(given, indent=1) + '\n')
+
+
+def carry_out_run(run: Run, steps: list[Step], settings: Settings, folder: Path, device: str) -> None:
+    """Do the steps of a run that are left."""
+    if device == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # mmengine's runner takes a GPU wherever it sees one
+    MMLogger.get_instance('study', log_level=logging.ERROR)  # the current one: what loading says is the same every time
+    folder.mkdir(parents=True, exist_ok=True)
+    photos = {split: read_photos(Path(settings.data_root), split, settings.photo_size) for split in ('train', 'val')}
+    for step in steps:
+        if not step.file(folder).exists():
+            carry_out(step, settings, run, folder, photos, device)
+
+
+class Progress:
+    """How much of a study is done, by the files of its runs, and how long the rest takes, by what this call did."""
+
+    def __init__(self, runs: list[Run], steps: list[Step], settings: Settings, numbers: dict[str, int], out: Path):
+        self.runs, self.steps, self.settings, self.numbers, self.out = runs, steps, settings, numbers, out
+        self.total = len(runs) * steps[-1].epochs * self._epoch() + sum(
+            self._cost(step, run) for run in runs for step in steps
+        )
+        self.started, self.done_before = time.monotonic(), self.done()
+
+    def _epoch(self):
+        """Work of an epoch: pixels that pass the backbone, three times as much as in inference."""
+        return 3 * self.numbers['train'] * self.settings.image_size**2
+
+    def _cost(self, step, run):
+        if step.condition is None:
+            return 0
+        tuned = 3 * self.settings.finetune_iters * self.settings.batch_size if step.finetuned else 0
+        arms = 1 + has_wrong_window(self.settings, run, step.condition)
+        return arms * (self.numbers['val'] + tuned) * step.condition.image_size**2
+
+    def done(self) -> int:
+        """The work that is done."""
+        work = 0
+        for run in self.runs:
+            folder = run.folder(self.out)
+            trained = [int(path.stem[len('epoch_') :]) for path in folder.glob('epoch_*.pth')]
+            work += min(max(trained, default=0), self.steps[-1].epochs) * self._epoch()
+            work += sum(self._cost(step, run) for step in self.steps if step.file(folder).exists())
+        return work
+
+    def line(self) -> str:
+        done, seconds = self.done(), time.monotonic() - self.started
+        rate = (done - self.done_before) / seconds
+        left = f'about {(self.total - done) / rate / 60:.0f} minutes left' if rate else 'time left not known yet'
+        return f'{100 * done / self.total:.0f} percent done after {seconds / 60:.0f} minutes, {left}'
+
+
+def run_all(runs: list[Run], jobs: int, progress: Progress) -> None:
+    """Do all runs, so many at once, each in a process of its own: this tool with --run.
+
+    Raises:
+        ChildProcessError: a run failed; the others have been ended.
+    """
+    env = {**os.environ, ending.SILENT: '1'}
+    if jobs > 1:
+        env['OMP_NUM_THREADS'] = '1'
+    waiting, running, shown = list(runs), {}, time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                command = [sys.executable, *sys.argv, '--run', run.position_bias, str(run.seed)]
+                running[run] = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+            time.sleep(1)
+            for run, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[run]
+                    if process.returncode:
+                        raise ChildProcessError(f'the run of {run.position_bias} with seed {run.seed} failed')
+            if time.monotonic() - shown >= INTERVAL:
+                print(progress.line(), flush=True)
+                shown = time.monotonic()
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def report(out: Path, settings: Settings) -> None:
+    """Write table and plots of all that was measured, and print the table."""
+    rows = summarise(read_measurements(out))
+    write_csv(rows, out / 'results.csv', settings.photo_size)
+    text = table(rows, settings.photo_size)
+    with whole(out / 'results.md') as partial:
+        partial.write_text(text + '\n')
+    plot_windows(rows, settings, out / 'windows.png')
+    plot_epochs(rows, settings, out / 'epochs.png')
+    print(f'\n{text}\n')
+    for name in ('results.csv', 'results.md', 'windows.png', 'epochs.png'):
+        print(f'wrote {out / name}')
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        settings = read_settings(args)
+        steps = plan(settings, args.epochs, args.curve)
+        device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        if args.run:
+            run = Run(args.run[0], int(args.run[1]))
+            carry_out_run(run, steps, settings, run.folder(args.out), device)
+            return 0
+        photos = {split: read_photos(Path(args.data_root), split, args.photo_size) for split in ('train', 'val')}
+        check_photos(photos, settings)
+        check_folder(args.out, '--out')
+        keep_settings(settings, args.out)
+        runs = [Run(kind, seed) for seed in args.seeds for kind in args.position_biases]
+        numbers = {split: len(of_split.labels) for split, of_split in photos.items()}
+        run_all(runs, args.jobs, Progress(runs, steps, settings, numbers, args.out))
+        report(args.out, settings)
+    except (OSError, ValueError) as error:
+        return bad_input(error)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(ending.run(main))
