@@ -18,12 +18,12 @@ import argparse
 import json
 import logging
 import os
-import subprocess
-import time
 
 import torch
 from mmengine.logging import MMLogger
+from swinv2_tools.jobs import Job, run_jobs
 from swinv2_tools.photos import Photos, read_photos
+from swinv2_tools.progress import TimeLeft
 from swinv2_tools.transfer_plan import Run, Settings, Step, plan
 from swinv2_tools.transfer_report import plot_epochs, plot_windows, read_measurements, summarise, table, write_csv
 from swinv2_tools.transfer_steps import carry_out, has_wrong_window
@@ -32,8 +32,6 @@ from swinv2_mm.arch import parse_arch
 from swinv2_mm.engine.launch import bad_input
 from swinv2_mm.position_bias import POSITION_BIASES
 from swinv2_mm.writing import check_folder, whole
-
-INTERVAL = 30  # seconds between two lines of progress
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -181,74 +179,38 @@ def carry_out_run(run: Run, steps: list[Step], settings: Settings, folder: Path,
             carry_out(step, settings, run, folder, photos, device)
 
 
-class Progress:
-    """How much of a study is done, by the files of its runs, and how long the rest takes, by what this call did."""
+class Work:
+    """The work of a study, by the files of its runs: pixels that pass the backbone, times three in training."""
 
     def __init__(self, runs: list[Run], steps: list[Step], settings: Settings, numbers: dict[str, int], out: Path):
         self.runs, self.steps, self.settings, self.numbers, self.out = runs, steps, settings, numbers, out
-        self.total = len(runs) * steps[-1].epochs * self._epoch() + sum(
-            self._cost(step, run) for run in runs for step in steps
-        )
-        self.started, self.done_before = time.monotonic(), self.done()
+        self.epoch = 3 * numbers['train'] * settings.image_size**2
 
-    def _epoch(self):
-        """Work of an epoch: pixels that pass the backbone, three times as much as in inference."""
-        return 3 * self.numbers['train'] * self.settings.image_size**2
+    def total(self) -> int:
+        measuring = sum(self._measuring(step, run) for run in self.runs for step in self.steps)
+        return len(self.runs) * self.steps[-1].epochs * self.epoch + measuring
 
-    def _cost(self, step, run):
+    def done(self) -> int:
+        done = 0
+        for run in self.runs:
+            folder = run.folder(self.out)
+            epochs = [int(path.stem[len('epoch_') :]) for path in folder.glob('epoch_*.pth')]
+            done += min(max(epochs, default=0), self.steps[-1].epochs) * self.epoch
+            done += sum(self._measuring(step, run) for step in self.steps if step.file(folder).exists())
+        return done
+
+    def _measuring(self, step, run):
         if step.condition is None:
             return 0
         tuned = 3 * self.settings.finetune_iters * self.settings.batch_size if step.finetuned else 0
         arms = 1 + has_wrong_window(self.settings, run, step.condition)
         return arms * (self.numbers['val'] + tuned) * step.condition.image_size**2
 
-    def done(self) -> int:
-        """The work that is done."""
-        work = 0
-        for run in self.runs:
-            folder = run.folder(self.out)
-            trained = [int(path.stem[len('epoch_') :]) for path in folder.glob('epoch_*.pth')]
-            work += min(max(trained, default=0), self.steps[-1].epochs) * self._epoch()
-            work += sum(self._cost(step, run) for step in self.steps if step.file(folder).exists())
-        return work
 
-    def line(self) -> str:
-        done, seconds = self.done(), time.monotonic() - self.started
-        rate = (done - self.done_before) / seconds
-        left = f'about {(self.total - done) / rate / 60:.0f} minutes left' if rate else 'time left not known yet'
-        return f'{100 * done / self.total:.0f} percent done after {seconds / 60:.0f} minutes, {left}'
-
-
-def run_all(runs: list[Run], jobs: int, progress: Progress) -> None:
-    """Do all runs, so many at once, each in a process of its own: this tool with --run.
-
-    Raises:
-        ChildProcessError: a run failed; the others have been ended.
-    """
-    env = {**os.environ, ending.SILENT: '1'}
-    if jobs > 1:
-        env['OMP_NUM_THREADS'] = '1'
-    waiting, running, shown = list(runs), {}, time.monotonic()
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
-                command = [sys.executable, *sys.argv, '--run', run.position_bias, str(run.seed)]
-                running[run] = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
-            time.sleep(1)
-            for run, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[run]
-                    if process.returncode:
-                        raise ChildProcessError(f'the run of {run.position_bias} with seed {run.seed} failed')
-            if time.monotonic() - shown >= INTERVAL:
-                print(progress.line(), flush=True)
-                shown = time.monotonic()
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+def job_of(run: Run, out: Path) -> Job:
+    """The job of a run: this tool with --run."""
+    command = [*sys.argv, '--run', run.position_bias, str(run.seed)]
+    return Job(f'the run of {run.position_bias} with seed {run.seed}', command, run.folder(out) / 'run.log')
 
 
 def report(out: Path, settings: Settings) -> None:
@@ -280,8 +242,12 @@ def main() -> int:
         check_folder(args.out, '--out')
         keep_settings(settings, args.out)
         runs = [Run(kind, seed) for seed in args.seeds for kind in args.position_biases]
-        numbers = {split: len(of_split.labels) for split, of_split in photos.items()}
-        run_all(runs, args.jobs, Progress(runs, steps, settings, numbers, args.out))
+        work = Work(runs, steps, settings, {split: len(part.labels) for split, part in photos.items()}, args.out)
+        time_left = TimeLeft(work.total(), work.done())
+        jobs = [
+            job_of(run, args.out) for run in runs if not all(step.file(run.folder(args.out)).exists() for step in steps)
+        ]
+        run_jobs(jobs, args.jobs, lambda: time_left.line(work.done()))
         report(args.out, settings)
     except (OSError, ValueError) as error:
         return bad_input(error)

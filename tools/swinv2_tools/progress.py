@@ -22,3 +22,21 @@ def track(items: Sequence) -> Iterator:
         if time.monotonic() - shown >= INTERVAL:
             print(f'{done} of {len(items)}', flush=True)
             shown = time.monotonic()
+
+
+class TimeLeft:
+    """Says how much of long work is done, and when the rest will be, by the work done since this was made.
+
+    Args:
+        total (float): all the work, in any unit.
+        done (float): what was done before.
+    """
+
+    def __init__(self, total: float, done: float):
+        self.total, self.before, self.start = total, done, time.monotonic()
+
+    def line(self, done: float) -> str:
+        minutes = (time.monotonic() - self.start) / 60
+        rate = (done - self.before) / minutes
+        left = f'about {(self.total - done) / rate:.0f} minutes left' if rate > 0 else 'time left not known yet'
+        return f'{100 * done / self.total:.0f} percent done after {minutes:.0f} minutes, {left}'
