@@ -34,3 +34,12 @@ def test_a_terminal_gets_a_bar(progress, monkeypatch):
     monkeypatch.setattr(sys, 'stdout', Terminal())
     list(progress.track(range(3)))
     assert '3/3' in sys.stdout.getvalue()
+
+
+def test_the_time_left_is_that_of_the_work_of_this_call(progress, monkeypatch):
+    seconds = iter([100.0, 100.0, 160.0, 280.0])
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: next(seconds))
+    left = progress.TimeLeft(total=50, done=10)
+    assert left.line(10) == '20 percent done after 0 minutes, time left not known yet'
+    assert left.line(15) == '30 percent done after 1 minutes, about 7 minutes left'  # 5 a minute, 35 are left
+    assert left.line(40) == '80 percent done after 3 minutes, about 1 minutes left'

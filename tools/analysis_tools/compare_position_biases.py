@@ -33,6 +33,9 @@ from swinv2_mm.engine.launch import bad_input
 from swinv2_mm.position_bias import POSITION_BIASES
 from swinv2_mm.writing import check_folder, whole
 
+LEAST = dict(epochs=1, jobs=1, photo_size=1, image_size=1, window_size=2, patch_size=1, batch_size=1)
+LEAST.update(finetune_iters=0, lr=0, finetune_lr=0, bias_lr_mult=0)
+
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -40,7 +43,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: python tools/analysis_tools/compare_position_biases.py data/photos --out work_dirs/biases',
     )
-    parser.add_argument('data_root', help='folder with photos in train/CLASS and val/CLASS')
+    parser.add_argument('data_root', type=os.path.abspath, help='folder with photos in train/CLASS and val/CLASS')
     parser.add_argument('--out', type=Path, required=True, help='folder for weights, measurements, tables and plots')
     parser.add_argument('--position-biases', nargs='+', default=list(POSITION_BIASES), choices=list(POSITION_BIASES))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
@@ -94,29 +97,11 @@ def read_settings(args: argparse.Namespace) -> Settings:
     Raises:
         ValueError: one is out of range, or does not fit another.
     """
-    settings = Settings(
-        data_root=str(Path(args.data_root).resolve()),
-        photo_size=args.photo_size,
-        image_size=args.image_size,
-        window_size=args.window_size,
-        patch_size=args.patch_size,
-        embed_dims=args.embed_dims,
-        depths=tuple(args.depths),
-        num_heads=tuple(args.num_heads),
-        batch_size=args.batch_size,
-        learning_rate=args.lr,
-        bias_lr_mult=args.bias_lr_mult,
-        finetune_iters=args.finetune_iters,
-        finetune_lr=args.finetune_lr,
-        ratios=tuple(args.ratios),
-        grids=tuple(args.grids),
-    )
-    least = dict(
-        photo_size=1, image_size=1, window_size=2, patch_size=1, finetune_iters=0, learning_rate=0, finetune_lr=0
-    )
-    for name, value in least.items():
-        if getattr(settings, name) < value:
-            raise ValueError(f'--{name.replace("_", "-")} must be at least {value}, got {getattr(settings, name)}')
+    for name, least in LEAST.items():
+        if not getattr(args, name) >= least:
+            raise ValueError(f'--{name.replace("_", "-")} must be at least {least}, got {getattr(args, name)}')
+    given = {name: getattr(args, name) for name in Settings._fields}
+    settings = Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
     parse_arch(dict(embed_dims=settings.embed_dims, depths=settings.depths, num_heads=settings.num_heads))
     stride = settings.patch_size * 2 ** (len(settings.depths) - 1)
     sizes = {settings.image_size, *(round(ratio * settings.image_size) for ratio in settings.ratios)}
@@ -125,10 +110,13 @@ def read_settings(args: argparse.Namespace) -> Settings:
             raise ValueError(
                 f'images of {size} pixels do not fill a map of stride {stride}: change --image-size or --ratios'
             )
-    if min((*settings.ratios, *settings.grids), default=2) <= 1:
-        raise ValueError(f'--ratios and --grids must be more than 1, got {settings.ratios} and {settings.grids}')
-    if max(settings.grids, default=1) ** 2 > settings.batch_size:
-        raise ValueError(f'--batch-size {settings.batch_size} does not fill a canvas of --grids {max(settings.grids)}')
+    for name in ('ratios', 'grids'):
+        smallest = min(getattr(settings, name), default=2)
+        if smallest <= 1:
+            raise ValueError(f'--{name} must be more than 1, got {smallest:g}')
+    grid = max(settings.grids, default=1)
+    if grid**2 > settings.batch_size:
+        raise ValueError(f'--batch-size {settings.batch_size} does not fill a canvas of {grid} x {grid} photos')
     return settings
 
 
@@ -209,7 +197,7 @@ class Work:
 
 def job_of(run: Run, out: Path) -> Job:
     """The job of a run: this tool with --run."""
-    command = [*sys.argv, '--run', run.position_bias, str(run.seed)]
+    command = [str(Path(__file__).resolve()), *sys.argv[1:], '--run', run.position_bias, str(run.seed)]
     return Job(f'the run of {run.position_bias} with seed {run.seed}', command, run.folder(out) / 'run.log')
 
 

@@ -134,8 +134,8 @@ def table(results: dict[str, dict[int, dict[str, float]]]) -> str:
     first = next(iter(results))
     metrics = list(next(iter(results[first].values())))
     lines = [
-        f'Mean over {len(results[first])} seeds, with 95 percent intervals; in brackets the difference from {first}, paired',
-        'by seed.',
+        f'Mean over {len(results[first])} seeds, with 95 percent intervals; in brackets the difference from {first},',
+        'paired by seed.',
         '',
         f'| start | {" | ".join(metrics)} |',
         '|---' * (1 + len(metrics)) + '|',
@@ -209,7 +209,9 @@ def main() -> int:
         files = {(start, seed): start.folder(args.out, seed) / RESULT for seed in args.seeds for start in starts}
         jobs = [
             Job(
-                f'{start.name} with seed {seed}', [*sys.argv, '--run', start.name, str(seed)], file.with_name('run.log')
+                f'{start.name} with seed {seed}',
+                [str(Path(__file__).resolve()), *sys.argv[1:], '--run', start.name, str(seed)],
+                file.with_name('run.log'),
             )
             for (start, seed), file in files.items()
             if not file.exists()

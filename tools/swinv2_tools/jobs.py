@@ -66,4 +66,4 @@ def _start(job, env):
 
 def _last_line(log):
     lines = log.read_text(errors='replace').strip().splitlines()
-    return lines[-1].removeprefix('error: ') if lines else 'no output'
+    return lines[-1].replace('error: ', '', 1) if lines else 'no output'

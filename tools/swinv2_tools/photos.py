@@ -46,9 +46,7 @@ def read_photos(root: Path, split: str, size: int) -> Photos:
     folder = root / split
     folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if len(folders) < 2:
-        raise ValueError(
-            f'{folder} has no folders of two or more classes: photos must lie at {root}/{split}/CLASS/*.jpg'
-        )
+        raise ValueError(f'{folder} has fewer than two folders: photos must lie at {root}/{split}/CLASS/*.jpg')
     squares, labels, enlarged = [], [], 0
     for label, of_class in enumerate(folders):
         paths = sorted(path for path in of_class.rglob('*') if path.suffix.lower() in EXTENSIONS)

@@ -37,6 +37,7 @@ class TimeLeft:
 
     def line(self, done: float) -> str:
         minutes = (time.monotonic() - self.start) / 60
-        rate = (done - self.before) / minutes
-        left = f'about {(self.total - done) / rate:.0f} minutes left' if rate > 0 else 'time left not known yet'
+        left = 'time left not known yet'
+        if done > self.before:
+            left = f'about {minutes * (self.total - done) / (done - self.before):.0f} minutes left'
         return f'{100 * done / self.total:.0f} percent done after {minutes:.0f} minutes, {left}'

@@ -24,7 +24,7 @@ class Settings(NamedTuple):
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
     batch_size: int
-    learning_rate: float
+    lr: float
     bias_lr_mult: float  # learning rate of the position bias over that of the rest
     finetune_iters: int
     finetune_lr: float

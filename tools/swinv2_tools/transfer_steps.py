@@ -137,7 +137,7 @@ def train(settings: Settings, run: Run, photos: Photos, folder: Path, epochs: in
         str(folder),
         train_dataloader=loader(photos, training_condition(settings), settings.batch_size),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=optim_wrapper(settings, run, settings.learning_rate),
+        optim_wrapper=optim_wrapper(settings, run, settings.lr),
         param_scheduler=dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=WARM_UP),
         default_hooks=dict(logger=LOGGER, checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)),
         custom_hooks=[dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=AVERAGING)],
