@@ -61,8 +61,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--grids', nargs='*', type=int, default=[2, 3, 4], help='photos per side of a canvas (default: 2 3 4)'
     )
-    parser.add_argument('--finetune-iters', type=int, default=30, help='0: no fine-tuning (default: %(default)s)')
-    parser.add_argument('--finetune-lr', type=float, default=1e-4, help='at its start (default: %(default)s)')
+    parser.add_argument('--finetune-iters', type=int, default=20, help='0: no fine-tuning (default: %(default)s)')
+    parser.add_argument('--finetune-lr', type=float, default=5e-4, help='at its start (default: %(default)s)')
     parser.add_argument(
         '--photo-size',
         type=int,
