@@ -42,3 +42,11 @@ def test_what_is_left_is_printed_now_and_then(jobs, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(jobs, 'INTERVAL', 0)
     jobs.run_jobs([job(jobs, tmp_path, 'slow', 'import time; time.sleep(2)')], 1, lambda: 'a line')
     assert set(capsys.readouterr().out.splitlines()) == {'a line'}
+
+
+def test_a_limit_ends_what_runs_and_begins_no_more(jobs, tmp_path):
+    endless = job(jobs, tmp_path, 'endless', 'import time, os; print(os.getpid(), flush=True); time.sleep(600)')
+    later = job(jobs, tmp_path, 'later', 'print("begun")')
+    jobs.run_jobs([endless, later], 1, lambda: '', limit=2)
+    assert not jobs.os.path.exists(f'/proc/{int(endless.log.read_text())}')
+    assert not later.log.exists()

@@ -369,6 +369,19 @@ def test_the_shape_of_a_bias_by_hand(steps, plans, settings):
     )
 
 
+def test_the_bias_by_distance_by_hand(steps, plans, settings, randomize):
+    model = steps.build(settings, 'linear_cpb', 2, plans.Condition(16, 8, 2))
+    backbone = randomize(model.backbone)
+    expected = []
+    for block in (block for stage in backbone.layers for block in stage.blocks):
+        for table in block.attn.position_bias(8, 8).detach().numpy():
+            offsets = [(y, x) for y in range(-7, 8) for x in range(-7, 8)]
+            expected.append(
+                [np.mean([table[y + 7, x + 7] for y, x in offsets if max(abs(y), abs(x)) == d]) for d in range(8)]
+            )
+    assert steps.bias_by_distance(backbone) == pytest.approx(np.array(expected), rel=1e-5)
+
+
 # The report.
 
 
@@ -471,7 +484,7 @@ def test_a_study_leaves_table_and_plots(study):
     places = {(row['epochs'], row['image_size'], row['window_size'], row['grid'], row['finetuned']) for row in rows}
     assert len(places) == 3 + 6 + 2
     assert all(np.isfinite(float(row['cross_entropy'])) for row in rows)
-    for name in ('windows.png', 'epochs.png'):
+    for name in ('windows.png', 'epochs.png', 'biases.png'):
         assert cv2.imread(str(out / name)).std() > 5
     assert (out / 'results.md').read_text().count('\n| ') == 1 + 8
 

@@ -25,7 +25,15 @@ from swinv2_tools.jobs import Job, run_jobs
 from swinv2_tools.photos import Photos, read_photos
 from swinv2_tools.progress import TimeLeft
 from swinv2_tools.transfer_plan import Run, Settings, Step, plan
-from swinv2_tools.transfer_report import plot_epochs, plot_windows, read_measurements, summarise, table, write_csv
+from swinv2_tools.transfer_report import (
+    plot_biases,
+    plot_epochs,
+    plot_windows,
+    read_measurements,
+    summarise,
+    table,
+    write_csv,
+)
 from swinv2_tools.transfer_steps import carry_out, has_wrong_window
 
 from swinv2_mm.arch import parse_arch
@@ -85,6 +93,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--jobs', type=int, default=1, help='runs at once, each on one core or all on one GPU (default: 1)'
+    )
+    parser.add_argument(
+        '--minutes', type=float, help='end after so long, and report what is measured (default: no limit)'
     )
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda if there is one')
     parser.add_argument('--run', nargs=2, help=argparse.SUPPRESS)  # kind and seed: do that run alone, without a report
@@ -203,15 +214,19 @@ def job_of(run: Run, out: Path) -> Job:
 
 def report(out: Path, settings: Settings) -> None:
     """Write table and plots of all that was measured, and print the table."""
-    rows = summarise(read_measurements(out))
+    measured = read_measurements(out)
+    rows = summarise(measured)
+    if not rows:
+        raise ValueError(f'nothing is measured in {out} yet: allow more --minutes')
     write_csv(rows, out / 'results.csv', settings.photo_size)
     text = table(rows, settings.photo_size)
     with whole(out / 'results.md') as partial:
         partial.write_text(text + '\n')
     plot_windows(rows, settings, out / 'windows.png')
     plot_epochs(rows, settings, out / 'epochs.png')
+    plot_biases(measured, settings, out / 'biases.png')
     print(f'\n{text}\n')
-    for name in ('results.csv', 'results.md', 'windows.png', 'epochs.png'):
+    for name in ('results.csv', 'results.md', 'windows.png', 'epochs.png', 'biases.png'):
         print(f'wrote {out / name}')
 
 
@@ -235,7 +250,8 @@ def main() -> int:
         jobs = [
             job_of(run, args.out) for run in runs if not all(step.file(run.folder(args.out)).exists() for step in steps)
         ]
-        run_jobs(jobs, args.jobs, lambda: time_left.line(work.done()))
+        limit = None if args.minutes is None else 60 * args.minutes
+        run_jobs(jobs, args.jobs, lambda: time_left.line(work.done()), limit)
         report(args.out, settings)
     except (OSError, ValueError) as error:
         return bad_input(error)

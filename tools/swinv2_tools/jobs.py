@@ -23,13 +23,14 @@ class Job(NamedTuple):
     log: Path
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, progress: Callable[[], str]) -> None:
-    """Run all jobs, so many at once.
+def run_jobs(jobs: Sequence[Job], at_once: int, progress: Callable[[], str], limit: float | None = None) -> None:
+    """Run all jobs, so many at once, or as many as a time limit allows.
 
     Args:
         jobs (Sequence[Job]): the first ones are begun first.
         at_once (int): how many. If it is more than one, each gets an equal share of the cores.
         progress (Callable): gives the line that is printed every half minute.
+        limit (float, optional): seconds after which those that run are ended, and no more are begun.
 
     Raises:
         ChildProcessError: a job failed. The others have been ended.
@@ -37,9 +38,10 @@ def run_jobs(jobs: Sequence[Job], at_once: int, progress: Callable[[], str]) -> 
     env = {**os.environ, ending.SILENT: '1'}
     if at_once > 1:
         env['OMP_NUM_THREADS'] = str(max(1, len(os.sched_getaffinity(0)) // at_once))
-    waiting, running, shown = list(jobs), [], time.monotonic()
+    waiting, running, start = list(jobs), [], time.monotonic()
+    shown = start
     try:
-        while waiting or running:
+        while (waiting or running) and not (limit is not None and time.monotonic() - start > limit):
             while waiting and len(running) < at_once:
                 running.append(_start(waiting.pop(0), env))
             time.sleep(1)

@@ -96,6 +96,17 @@ def canvases(settings: Settings) -> list[Condition]:
     return [Condition(size, wide, grid) for grid in settings.grids for wide in (grid * window, window)]
 
 
+def is_moved(condition: Condition, start: Condition) -> bool:
+    """Whether image and window are larger at a condition than at the condition of training."""
+    larger = condition.image_size * condition.grid > start.image_size
+    return larger and condition.window_size > start.window_size
+
+
+def largest_canvas(settings: Settings) -> Condition:
+    """The canvas with the most photos, and windows in proportion to it; without canvases, the condition of training."""
+    return max(canvases(settings), default=training_condition(settings), key=lambda canvas: canvas.window_size)
+
+
 def windows_at(settings: Settings, condition: Condition) -> tuple[int, ...]:
     """The window of each stage in tokens, no larger than its map."""
     side = condition.image_size * condition.grid // settings.patch_size
@@ -117,12 +128,6 @@ def plan(settings: Settings, epochs: int, curve: Sequence[int]) -> list[Step]:
         conditions = [start, *canvases(settings), *(enlarged(settings) if count == epochs else ())]
         steps += [Step(count), *(Step(count, condition) for condition in conditions)]
     if settings.finetune_iters:
-        moved = [condition for condition in conditions if _is_moved(condition, start)]
+        moved = [condition for condition in conditions if is_moved(condition, start)]
         steps += [Step(epochs, condition, finetuned=True) for condition in moved]
     return steps
-
-
-def _is_moved(condition, start):
-    """Whether window and image are larger than in training."""
-    larger = condition.image_size * condition.grid > start.image_size
-    return larger and condition.window_size > start.window_size

@@ -16,7 +16,7 @@ import numpy as np
 
 from swinv2_mm.writing import whole
 from swinv2_tools.intervals import Interval, interval
-from swinv2_tools.transfer_plan import Condition, Settings, Step, canvases, enlarged, training_condition
+from swinv2_tools.transfer_plan import Condition, Settings, Step, canvases, enlarged, is_moved, training_condition
 
 REFERENCE = 'log_cpb'
 WRONG = 'log_cpb, wrong window'
@@ -167,36 +167,50 @@ def _cell(row):
 
 
 def plot_windows(rows: Sequence[Row], settings: Settings, out: Path) -> None:
-    """Write a PNG: top-1 over the window, and below the difference in cross-entropy from log_cpb, a line per arm."""
+    """Write a PNG: top-1 over the window, and below the difference in cross-entropy from log_cpb, a line per arm.
+
+    A dashed line shows log_cpb on the same images in windows as in training.
+    """
     last = max(row.epochs for row in rows)
     rows = [row for row in rows if row.epochs == last]
-    start, groups = training_condition(settings), {}
+    start, panels = training_condition(settings), []
     for title, conditions in (('larger images', enlarged(settings)), ('larger canvases', canvases(settings))):
-        moved = {c for c in conditions if c.window_size > start.window_size}
-        moved = {c for c in moved if c.image_size * c.grid > start.image_size}
-        for finetuned, how in ((False, ''), (True, ', fine-tuned')):
-            chosen = [row for row in rows if row.condition in moved and row.finetuned == finetuned]
+        moved = [start, *(condition for condition in conditions if is_moved(condition, start))]
+        for finetuned in (False, True):
+            chosen = [row for row in rows if row.condition in moved[1:] and row.finetuned == finetuned]
             if chosen:
-                groups[f'{title}{how}'] = [row for row in rows if row.condition == start] + chosen
+                chosen += [row for row in rows if row.condition == start]
+                panels.append((f'{title}{", fine-tuned" * finetuned}', moved, chosen))
     figure, axes = plt.subplots(
-        2, len(groups), figsize=(4.2 * len(groups), 7), layout='constrained', squeeze=False, sharey='row'
+        2, len(panels), figsize=(4.2 * len(panels), 7), layout='constrained', squeeze=False, sharey='row'
     )
-    for (title, chosen), (upper, lower) in zip(groups.items(), axes.T):
+    for (title, moved, chosen), (upper, lower) in zip(panels, axes.T):
         for place, arm in enumerate(ARMS):
             of_arm = sorted((row for row in chosen if row.arm == arm), key=lambda row: row.condition.window_size)
             windows = np.array([row.condition.window_size for row in of_arm]) + 0.25 * (place - 1.5)
             _draw(upper, windows, [row.top1 for row in of_arm], arm)
             if arm != REFERENCE:
                 _draw(lower, windows, [row.cross_entropy_difference or Interval(np.nan, 0) for row in of_arm], arm)
+        _draw_kept(upper, rows, moved)
         upper.set(title=title)
         lower.set(xlabel='window (tokens)')
         lower.axhline(0, color=COLOURS[REFERENCE], linewidth=1)
         for panel in (upper, lower):
-            panel.set_xticks(sorted({row.condition.window_size for row in chosen}))
+            panel.set_xticks([condition.window_size for condition in moved])
             panel.grid(alpha=0.3)
     axes[0, 0].set(ylabel='top-1 (percent)')
     axes[1, 0].set(ylabel=f'cross-entropy minus that of {REFERENCE} (nats)')
     _finish(figure, axes[0, 0], out)
+
+
+def _draw_kept(axes, rows, moved):
+    """Draw top-1 of log_cpb for some conditions, the first of them that of training, but in windows as in training."""
+    top1 = {row.condition: row.top1.mean for row in rows if row.arm == REFERENCE and not row.finetuned}
+    points = [
+        (condition.window_size, top1.get(condition._replace(window_size=moved[0].window_size), np.nan))
+        for condition in moved
+    ]
+    axes.plot(*zip(*points), '--', color='0.4', label=f'{REFERENCE}, windows as in training')
 
 
 def plot_epochs(rows: Sequence[Row], settings: Settings, out: Path) -> None:
@@ -238,6 +252,33 @@ def plot_epochs(rows: Sequence[Row], settings: Settings, out: Path) -> None:
         panel.grid(alpha=0.3)
     changes.legend(fontsize='small')
     _finish(figure, axes[0], out)
+
+
+def plot_biases(measured: dict, settings: Settings, out: Path) -> None:
+    """Write a PNG of the position bias over the distance, a line for every head of the first seed, a panel per arm.
+
+    Of each head the mean within the window of training is subtracted, because a constant does not change attention.
+    """
+    start, last = training_condition(settings), max(step.epochs for step in measured)
+    curves = {}
+    for arm, by_seed in measured[Step(last, start)].items():
+        values = by_seed[min(by_seed)]
+        curves[arm] = values['bias_by_distance']
+        if 'bias_by_distance_if_wrong' in values:
+            curves[WRONG] = values['bias_by_distance_if_wrong']
+    arms = [arm for arm in ARMS if arm in curves]
+    figure, axes = plt.subplots(
+        1, len(arms), figsize=(4.2 * len(arms), 4), layout='constrained', sharey=True, squeeze=False
+    )
+    for arm, panel in zip(arms, axes[0]):
+        heads = curves[arm] - curves[arm][:, : start.window_size].mean(1, keepdims=True)
+        panel.plot(heads.T, color=COLOURS[arm], linewidth=0.8, alpha=0.6)
+        panel.plot(heads.mean(0), color='black', label='mean of the heads')
+        panel.axvspan(0, start.window_size - 1, color='0.93', zorder=-1, label='distances of training')
+        panel.set(title=arm, xlabel='distance (tokens)')
+        panel.grid(alpha=0.3)
+    axes[0, 0].set(ylabel='position bias (logits)')
+    _finish(figure, axes[0, 0], out)
 
 
 def _untuned(rows, condition, arm):

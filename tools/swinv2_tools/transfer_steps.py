@@ -18,7 +18,15 @@ from swinv2_mm.position_bias import POSITION_BIASES, table_centre
 from swinv2_mm.writing import whole
 from swinv2_tools.classifier import Classifier
 from swinv2_tools.photos import Photos, RandomCrops, at_size
-from swinv2_tools.transfer_plan import Condition, Run, Settings, Step, training_condition, windows_at
+from swinv2_tools.transfer_plan import (
+    Condition,
+    Run,
+    Settings,
+    Step,
+    largest_canvas,
+    training_condition,
+    windows_at,
+)
 
 WARM_UP = 200  # iterations
 AVERAGING = 0.005  # share of the newest weights in the averaged ones, which are measured
@@ -71,6 +79,12 @@ def carry_out(
         measured.update(changes(*outputs))
     if step.condition == training_condition(settings):
         measured.update(shape_of_biases(model.backbone))
+        largest = largest_canvas(settings)
+        measured['bias_by_distance'] = bias_by_distance(load(weights, settings, run, largest, False).backbone)
+        if has_wrong_window(settings, run, largest):
+            measured['bias_by_distance_if_wrong'] = bias_by_distance(
+                load(weights, settings, run, largest, True).backbone
+            )
     with whole(step.file(folder)) as partial:
         np.savez(partial, **measured)
 
@@ -247,3 +261,20 @@ def shape_of_biases(backbone: SwinTransformerV2) -> dict[str, np.ndarray]:
             spreads.append(squares.mean((1, 2)).sqrt())
             shares.append(centre.sum((1, 2)) / squares.sum((1, 2)))
     return dict(bias_std=torch.cat(spreads).numpy(), bias_centre=torch.cat(shares).numpy())
+
+
+def bias_by_distance(backbone: SwinTransformerV2) -> np.ndarray:
+    """The position bias of each head, averaged over the offsets of a distance.
+
+    Returns:
+        ndarray: (heads of all blocks, W), for distances from 0 to W - 1 tokens. The distance is that in rows or in
+        columns, whichever is more. W is the smallest window of the backbone.
+    """
+    reach = torch.arange(1 - min(backbone.window_size), min(backbone.window_size)).abs()
+    distance = torch.maximum(reach[:, None], reach)
+    rows = []
+    for stage in backbone.layers:
+        for block in stage.blocks:
+            table = block.attn.position_bias(*[min(backbone.window_size)] * 2).detach().cpu()
+            rows.append(torch.stack([table[:, distance == steps].mean(1) for steps in distance.unique()], dim=1))
+    return torch.cat(rows).numpy()
