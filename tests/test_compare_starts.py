@@ -16,7 +16,7 @@ from swinv2_mm.engine import launch
 
 FEW = [
     'train_cfg.max_iters=2',
-    'train_cfg.val_interval=9',
+    'train_cfg.val_interval=2',
     'default_hooks.logger.interval=1',
     'log_processor.window_size=1',
 ]
@@ -75,7 +75,11 @@ def test_every_start_is_trained_and_tested_with_its_checkpoint_and_settings(
         assert tool.main() == 0
     assert [call[0] for call in in_process] == ['train.py', 'test.py'] * 2
     results = {name: json.loads((tmp_path / name / 'seed_3/result.json').read_text()) for name in lines}
-    assert all(result.keys() == {'loss', 'aAcc', 'mIoU', 'mAcc'} for result in results.values())
+    metrics = {'aAcc', 'mIoU', 'mAcc'}
+    validated = {f'val/{name}' for name in metrics}
+    assert all(result.keys() == {'loss', *metrics, *validated} for result in results.values())
+    for call in in_process[::2]:
+        assert call[call.index('--seed') + 1] == '3' and '--resume' not in call
     trained = torch.load(tmp_path / 'moved/seed_3/iter_2.pth', weights_only=False)['state_dict']
     assert (trained['backbone.patch_embed.proj.bias'] == 7).all()  # the checkpoint of this seed, and a rate of 0
     assert results['scratch']['loss'] != first_loss(tmp_path / 'scratch/seed_3')  # the last one is meant
@@ -83,6 +87,8 @@ def test_every_start_is_trained_and_tested_with_its_checkpoint_and_settings(
     monkeypatch.setattr(sys, 'argv', command)
     assert tool.main() == 0  # all is there: only the report is written
     assert len(in_process) == 4
+    monkeypatch.setattr(sys, 'argv', [*command, '--run', 'moved', '3'])
+    assert tool.main() == 0 and '--resume' in in_process[4]
     assert f'| moved | {results["moved"]["loss"]:.2f} (' in (tmp_path / 'results.md').read_text()
     assert cv2.imread(str(tmp_path / 'losses.png')).std() > 5
 
@@ -109,8 +115,10 @@ def test_one_seed_has_no_interval(tool):
         (['alone'], '--start alone has no checkpoint: add a path, or none to train from scratch'),
         (['scratch', 'none', 'lr'], "--start scratch has 'lr', which is no setting: write KEY=VALUE"),
         (['a/b', 'none'], '--start a/b must have a name of its own that can name a folder'),
+        (['..', 'none'], '--start .. must have a name of its own that can name a folder'),
+        (['x', 'no_{seed}.pth'], '--start x: there is no checkpoint no_0.pth'),
     ],
-    ids=['no checkpoint', 'no setting', 'no name'],
+    ids=['no checkpoint', 'no setting', 'no name', 'no folder', 'no file'],
 )
 def test_a_wrong_start_is_named(tool, tmp_path, monkeypatch, capsys, start, message):
     monkeypatch.setattr(sys, 'argv', ['compare_starts', DEMO, '--out', str(tmp_path / 'out'), '--start', *start])
@@ -119,19 +127,32 @@ def test_a_wrong_start_is_named(tool, tmp_path, monkeypatch, capsys, start, mess
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_run_that_fails_says_why(tool, tmp_path, monkeypatch, capsys):
-    missing = str(tmp_path / 'missing.pth')
-    command = [
-        'compare_starts',
-        str(ROOT / DEMO),
-        '--out',
-        str(tmp_path / 'out'),
-        '--seeds',
-        '0',
-        '--start',
-        'x',
-        missing,
-    ]
+def test_a_setting_that_the_config_does_not_take_is_found_before_anything_is_trained(
+    tool, shapes, tmp_path, monkeypatch, capsys
+):
+    command = ['compare_starts', DEMO, '--out', str(tmp_path / 'out'), '--data-root', str(shapes / 'ade')]
+    monkeypatch.setattr(sys, 'argv', [*command, '--start', 'x', 'none', 'train_cfgs.max_iters=3'])
+    assert tool.main() == 2
+    assert 'train_cfgs' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_results_of_another_start_are_not_taken(tool, in_process, shapes, tmp_path, monkeypatch, capsys):
+    command = ['compare_starts', DEMO, '--out', str(tmp_path), '--data-root', str(shapes / 'ade'), '--seeds', '0']
+    (tmp_path / 'x').mkdir()
+    kept = dict(name='x', checkpoint='none', settings=['optim_wrapper.optimizer.lr=1'], config=DEMO)
+    (tmp_path / 'x/start.json').write_text(json.dumps(kept))
+    monkeypatch.setattr(sys, 'argv', [*command, '--start', 'x', 'none', 'optim_wrapper.optimizer.lr=2'])
+    assert tool.main() == 2
+    assert 'was begun with settings' in capsys.readouterr().err
+    assert in_process == []
+
+
+def test_a_run_that_fails_says_why(tool, shapes, tmp_path, monkeypatch, capsys):
+    missing = str(tmp_path / 'damaged.pth')
+    (tmp_path / 'damaged.pth').write_bytes(b'damaged')
+    command = ['compare_starts', DEMO, '--out', str(tmp_path / 'out'), '--seeds', '0', '--start', 'x', missing]
+    command += ['--data-root', str(shapes / 'ade')]
     monkeypatch.setattr(sys, 'argv', command)
     assert tool.main() == 2
     [line] = capsys.readouterr().err.splitlines()

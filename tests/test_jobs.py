@@ -20,6 +20,15 @@ def test_all_are_done_and_leave_what_they_print(jobs, tmp_path):
     assert [job.log.read_text() for job in todo] == ['0\n', '1\n', '4\n']
 
 
+def test_those_that_run_at_once_share_the_cores(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs.os, 'sched_getaffinity', lambda pid: range(8))
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    todo = [job(jobs, tmp_path, str(i), 'import os; print(os.environ.get("OMP_NUM_THREADS"))') for i in range(2)]
+    for at_once in (2, 1):
+        jobs.run_jobs(todo, at_once, lambda: '')
+    assert todo[0].log.read_text() == '4\nNone\n'  # alone it gets what PyTorch takes by itself
+
+
 @pytest.mark.parametrize('at_once', [1, 2])
 def test_no_more_than_asked_run_at_once(jobs, tmp_path, at_once):
     code = 'import time; print(time.time()); time.sleep(1.5); print(time.time())'

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.hooks import Hook
 
 from swinv2_mm.position_bias import POSITION_BIASES
@@ -150,16 +151,29 @@ def test_random_crops_stay_in_the_photo_and_show_as_much_as_they_should(photos_t
         assert 0.3 <= height * width / 40**2 <= 1 and 0.7 <= width / height <= 1.43
 
 
+def test_crops_are_mirrored_one_time_in_two(photos_tool):
+    photo = np.tile(np.arange(40, dtype=np.uint8)[None, :, None], (40, 1, 3))
+    crops = photos_tool.RandomCrops(photos_tool.Photos(photo[None], np.array([1]), ('a', 'b'), 0), 20)
+    np.random.seed(0)
+    rows = [crops[0]['inputs'][0, 0].int() for _ in range(40)]
+    assert 10 <= sum(int(row[-1] < row[0]) for row in rows) <= 30
+    assert crops[0]['data_samples'] == 1
+
+
 # What is trained and measured.
 
 
 def test_the_plan_has_every_condition_once(plans, settings):
     at = plans.Condition
-    on_canvas = [at(16, 8, 2), at(16, 4, 2)]
-    enlarged = [at(24, 6), at(24, 4), at(16, 6), at(32, 8), at(32, 4), at(16, 8)]
-    early = [plans.Step(5), *(plans.Step(5, condition) for condition in [at(16, 4), *on_canvas])]
-    late = [plans.Step(20), *(plans.Step(20, condition) for condition in [at(16, 4), *on_canvas, *enlarged])]
-    tuned = [plans.Step(20, condition, True) for condition in (at(16, 8, 2), at(24, 6), at(32, 8))]
+    on_canvas, enlarged = (
+        [at(16, 8, 2), at(16, 4, 2)],
+        [at(24, 6), at(24, 4), at(32, 8), at(32, 4), at(48, 12), at(48, 4)],
+    )
+    settings = settings._replace(ratios=(1.5, 2.0, 3.0))
+    wider = [at(16, 6), at(16, 8)]  # maps of 8 tokens, so that a window of 12 would be one of 8
+    early = [plans.Step(5), *(plans.Step(5, condition) for condition in [at(16, 4), *on_canvas, at(24, 6), at(32, 8)])]
+    late = [plans.Step(20), *(plans.Step(20, c) for c in [at(16, 4), *on_canvas, *enlarged, *wider])]
+    tuned = [plans.Step(20, condition, True) for condition in (at(16, 4), *on_canvas, *enlarged)]
     assert plans.plan(settings, 20, (5, 20, 40)) == early + late + tuned
     files = {step.file(plans.Path('run')) for step in early + late + tuned}
     assert len(files) == len(early + late + tuned)
@@ -312,11 +326,74 @@ def test_the_wrong_arm_has_the_wrong_window(steps, plans, settings, photos, tmp_
     assert not torch.allclose(wrong, right)
 
 
+@pytest.fixture(scope='module')
+def trained(steps, plans, settings, photos, tmp_path_factory):
+    """The folder of a run of log_cpb that has been trained for an epoch, with a position bias that matters."""
+    folder = tmp_path_factory.mktemp('trained')
+    steps.carry_out(plans.Step(1), settings, plans.Run('log_cpb', 0), folder, photos, 'cpu')
+    file = plans.Step(1).file(folder)
+    weights = torch.load(file, weights_only=True)
+    for name, value in weights['state_dict'].items():
+        if 'cpb_mlp' in name or 'norm' in name:
+            torch.nn.init.normal_(value, std=0.5)
+    torch.save(weights, file)
+    return folder
+
+
+def test_what_is_measured_is_that_of_both_arms_on_the_photos_of_validation(steps, plans, settings, photos, trained):
+    run, moved = plans.Run('log_cpb', 0), plans.Condition(32, 8)
+    steps.carry_out(plans.Step(1, moved), settings, run, trained, photos, 'cpu')
+    pixels = np.stack([cv2.resize(photo, (32, 32), interpolation=cv2.INTER_CUBIC) for photo in photos['val'].pixels])
+    labels = torch.from_numpy(photos['val'].labels)
+    with np.load(plans.Step(1, moved).file(trained)) as measured:
+        for prefix, wrong in (('', False), ('wrong_', True)):
+            model = steps.load(plans.Step(1).file(trained), settings, run, moved, wrong).eval()
+            with torch.no_grad():
+                entropies = F.cross_entropy(plain_logits(model, pixels), labels, reduction='none')
+            assert measured[f'{prefix}cross_entropy'] == pytest.approx(entropies.numpy(), rel=2e-5)
+        assert measured['cross_entropy'] != pytest.approx(measured['wrong_cross_entropy'], rel=1e-4)
+        assert measured['logit_change'].min() > 0
+        steps.carry_out(plans.Step(1, moved, True), settings, run, trained, photos, 'cpu')
+        with np.load(plans.Step(1, moved, True).file(trained)) as tuned:
+            for name in ('cross_entropy', 'wrong_cross_entropy'):
+                assert tuned[name] != pytest.approx(measured[name], rel=1e-4)
+
+
+def test_a_run_that_is_trained_for_longer_cannot_be_measured_earlier(steps, plans, settings, photos, tmp_path):
+    (tmp_path / 'epoch_4.pth').touch()
+    with pytest.raises(ValueError, match='is trained for 4 epochs, and can be measured after 3 no more'):
+        steps.carry_out(plans.Step(3), settings, plans.Run('log_cpb', 0), tmp_path, photos, 'cpu')
+
+
+def test_the_learning_rates_are_those_of_the_settings(steps, plans, settings, photos, trained, monkeypatch):
+    rates = []
+
+    class Rates(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            names = {id(parameter): name for name, parameter in runner.model.named_parameters()}
+            groups = runner.optim_wrapper.optimizer.param_groups
+            rates.append({'cpb_mlp' in names[id(p)]: group['lr'] for group in groups for p in group['params']})
+
+    register = steps.SwinV2Runner.register_hooks
+
+    def register_hooks(runner, *args, **kwargs):
+        register(runner, *args, **kwargs)
+        runner.register_hook(Rates())
+
+    monkeypatch.setattr(steps.SwinV2Runner, 'register_hooks', register_hooks)
+    settings, run = settings._replace(bias_lr_mult=4.0), plans.Run('log_cpb', 0)
+    start = plans.training_condition(settings)
+    model = steps.load(plans.Step(1).file(trained), settings, run, start, False)
+    steps.finetune(model, settings, run, photos['train'], trained / 'finetuning', start)
+    assert [rate[False] for rate in rates] == pytest.approx([1e-3, 5e-4])  # falls to 0 within two iterations
+    assert [rate[True] for rate in rates] == pytest.approx([4e-3, 2e-3])
+
+
 @pytest.mark.parametrize('kind', KINDS)
-def test_which_conditions_have_a_wrong_arm(steps, plans, settings, kind):
+def test_which_conditions_have_a_wrong_arm(plans, settings, kind):
     run = plans.Run(kind, 0)
-    assert not steps.has_wrong_window(settings, run, plans.Condition(32, 4))
-    assert steps.has_wrong_window(settings, run, plans.Condition(32, 8)) == (kind == 'log_cpb')
+    assert not plans.has_wrong_window(settings, run, plans.Condition(32, 4))
+    assert plans.has_wrong_window(settings, run, plans.Condition(32, 8)) == (kind == 'log_cpb')
 
 
 def test_fine_tuning_trains_at_the_condition(steps, plans, settings, photos, tmp_path):
@@ -337,7 +414,7 @@ def test_fine_tuning_trains_at_the_condition(steps, plans, settings, photos, tmp
 
 def test_cross_entropy_and_hits_are_per_photo(steps):
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]])
-    found = steps.figures(steps.Outputs(torch.zeros(3, 1), logits), torch.tensor([0, 0, 1]))
+    found = steps.losses_and_hits(steps.Outputs(torch.zeros(3, 1), logits), torch.tensor([0, 0, 1]))
     expected = [np.log1p(np.exp(-2.0)), np.log1p(np.exp(1.0)), np.log1p(np.exp(0.5))]
     assert found['cross_entropy'] == pytest.approx(expected, rel=1e-6)
     assert found['correct'].tolist() == [True, False, False]
@@ -405,7 +482,7 @@ def measured(plans, tmp_path):
 
 
 def test_rows_are_means_over_seeds_and_paired_differences(report, plans, measured, tmp_path):
-    rows = report.summarise(report.read_measurements(tmp_path))
+    rows = report.summarise(report.read_measurements(tmp_path), plans.Condition(32, 8, 1))
     assert len(rows) == 6
     first = {row.arm: row for row in rows if not row.finetuned}
     assert {row.place() for row in first.values()} == {(2, False, plans.Condition(32, 8, 1))}
@@ -428,8 +505,8 @@ def test_rows_are_means_over_seeds_and_paired_differences(report, plans, measure
     )
 
 
-def test_the_csv_and_the_table_say_what_is_enlarged(report, measured, tmp_path):
-    rows = report.summarise(report.read_measurements(tmp_path))
+def test_the_csv_and_the_table_say_what_is_enlarged(report, plans, measured, tmp_path):
+    rows = report.summarise(report.read_measurements(tmp_path), plans.Condition(32, 8, 1))
     report.write_csv(rows, tmp_path / 'results.csv', photo_size=24)
     with (tmp_path / 'results.csv').open() as file:
         written = list(csv.DictReader(file))
@@ -440,11 +517,58 @@ def test_the_csv_and_the_table_say_what_is_enlarged(report, measured, tmp_path):
     for row, line in zip(rows, written, strict=True):
         assert float(line['top1']) == pytest.approx(row.top1.mean, rel=1e-5)
         assert float(line['cross_entropy_half']) == pytest.approx(row.cross_entropy.half, rel=1e-5)
-    text = report.table(rows, 24)
+    text = report.table(rows, 2, 24)
+    assert '| parameterized, 3 seeds | log_cpb, 2 seeds |' in text
     lines = {line.split('|')[1].strip(): line for line in text.splitlines() if line.startswith('| ')}
     assert set(lines) == {'image', '32 enlarged', '16'}
     wrong = next(row for row in rows if row.arm == 'log_cpb, wrong window')
     assert f'({1000 * wrong.cross_entropy_difference.mean:+.0f} ± ' in lines['32 enlarged']
+
+
+def test_what_moving_costs_is_compared_with_what_it_costs_the_reference(report, plans, tmp_path):
+    start, moved = plans.Condition(16, 4), plans.Condition(32, 8)
+    entropies = dict(log_cpb=(1.0, 1.5), parameterized=(1.2, 2.0))  # the table loses 0.8, and log_cpb 0.5
+    for kind, of_kind in entropies.items():
+        for condition, value in zip((start, moved), of_kind):
+            file = plans.Step(1, condition).file(plans.Run(kind, 0).folder(tmp_path))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            wrong = dict(wrong_cross_entropy=np.full(4, value + 0.1), wrong_correct=np.zeros(4, bool))
+            wrong.update(logit_change=np.ones(4), feature_change=np.ones(4))
+            has_wrong = kind == 'log_cpb' and condition == moved
+            np.savez(file, cross_entropy=np.full(4, value), correct=np.zeros(4, bool), **(wrong if has_wrong else {}))
+    rows = report.summarise(report.read_measurements(tmp_path), start)
+    found = {row.arm: row.moving_difference.mean for row in rows if row.condition == moved and row.arm != 'log_cpb'}
+    assert found == pytest.approx({'parameterized': 0.3, 'log_cpb, wrong window': 0.1})
+
+
+def test_a_study_that_has_measured_little_is_reported(tool, plans, settings, tmp_path, capsys):
+    file = plans.Step(3, plans.training_condition(settings)).file(plans.Run('log_cpb', 0).folder(tmp_path))
+    file.parent.mkdir(parents=True)
+    shape = dict(bias_std=np.ones(3), bias_centre=np.ones(3), bias_by_distance=np.random.rand(3, 8))
+    np.savez(file, cross_entropy=np.ones(4), correct=np.ones(4, bool), **shape)
+    tool.report(tmp_path, settings)
+    assert '| 16 | 4 | 1 | no | 100.0 ± 0.0 |' in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.glob('*.png')) == ['biases.png']
+    with pytest.raises(ValueError, match='nothing is measured in'):
+        tool.report(tmp_path / 'empty', settings)
+
+
+def test_all_work_is_done_when_all_files_are_there(plans, settings, tmp_path):
+    runs, planned = [plans.Run(kind, 0) for kind in KINDS], plans.plan(settings, 4, (2,))
+    work = plans.Work(settings, runs, planned, dict(train=18, val=10), tmp_path)
+    assert work.done() == 0
+    for run in runs:
+        folder = run.folder(tmp_path)
+        folder.mkdir()
+        (folder / 'epoch_1.pth').touch()
+    training = 3 * 18 * 16**2  # pixels of an epoch, three times
+    assert work.done() == 3 * training
+    for run in runs:
+        (run.folder(tmp_path) / 'epoch_5.pth').touch()  # of an earlier call with more epochs
+        for step in planned:
+            step.file(run.folder(tmp_path)).parent.mkdir(exist_ok=True)
+            step.file(run.folder(tmp_path)).touch()
+    assert work.done() == work.total() > 3 * 4 * training
 
 
 # From end to end.
@@ -480,13 +604,14 @@ def test_a_study_leaves_table_and_plots(study):
         rows = list(csv.DictReader(file))
     arms = {'parameterized', 'linear_cpb', 'log_cpb', 'log_cpb, wrong window'}
     assert {row['arm'] for row in rows} == arms
-    # after one epoch: training and two on a canvas; after two also three on larger images, and two fine-tuned
+    # after one epoch: training, two on a canvas, a larger image; after two also the old window on it and a larger
+    # window at the old size; and all but the last again, fine-tuned
     places = {(row['epochs'], row['image_size'], row['window_size'], row['grid'], row['finetuned']) for row in rows}
-    assert len(places) == 3 + 6 + 2
+    assert len(places) == 4 + 6 + 5
     assert all(np.isfinite(float(row['cross_entropy'])) for row in rows)
-    for name in ('windows.png', 'epochs.png', 'biases.png'):
+    for name in ('windows_after_1_epochs.png', 'windows_after_2_epochs.png', 'epochs.png', 'biases.png'):
         assert cv2.imread(str(out / name)).std() > 5
-    assert (out / 'results.md').read_text().count('\n| ') == 1 + 8
+    assert (out / 'results.md').read_text().count('\n| ') == (1 + 4) + (1 + 6 + 5)
 
 
 def test_a_study_that_is_done_is_reported_again_and_not_repeated(study, tool, monkeypatch, capsys):
@@ -495,16 +620,23 @@ def test_a_study_that_is_done_is_reported_again_and_not_repeated(study, tool, mo
     monkeypatch.setattr(sys, 'argv', ['compare_position_biases.py', *command])
     assert tool.main() == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob('*.npz')} == before
-    assert (out / 'results.md').read_text() in capsys.readouterr().out
+    printed = capsys.readouterr().out.strip().split('\n\nwrote tables')[0]
+    assert 'After 2 epochs' in printed and (out / 'results.md').read_text().endswith(f'{printed}\n')
 
 
 @pytest.mark.parametrize(
     'flags, message',
     [
-        (['--window-size', '8'], 'is a study with window_size 4, not 8: name another --out'),
+        (['--window-size', '8'], 'was begun with window_size 4, not 8: name another --out'),
+        (['--window-size', '9'], '--window-size 9 is larger than the map of 8 x 8 tokens'),
+        (['--curve', '1', '0'], '--curve must be at least 1, got 0'),
+        (['--seeds', '-1'], '--seeds must be at least 0, got -1'),
+        (['--ratios', 'inf'], '--ratios must be finite, got inf'),
+        (['--lr', 'nan'], '--lr must be finite, got nan'),
         (['--window-size', '1'], '--window-size must be at least 2, got 1'),
         (['--ratios', '1.3'], 'images of 21 pixels do not fill a map of stride 4: change --image-size or --ratios'),
-        (['--ratios', '1'], '--ratios must be more than 1, got 1'),
+        (['--ratios', '0.5'], '--ratios must be at least 1, got 0.5'),
+        (['--grids', '1'], '--grids must be at least 2, got 1'),
         (['--grids', '3'], '--batch-size 6 does not fill a canvas of 3 x 3 photos'),
         (['--batch-size', '100'], '--batch-size 100 is more than the 18 photos of train'),
         (['--num-heads', '3', '2'], 'stage 0 of arch has 8 channels, not divisible by 3 heads'),

@@ -15,34 +15,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from swinv2_tools import ending  # isort: split
 
 import argparse
-import json
 import logging
 import os
 
 import torch
 from mmengine.logging import MMLogger
 from swinv2_tools.jobs import Job, run_jobs
+from swinv2_tools.kept import keep
 from swinv2_tools.photos import Photos, read_photos
 from swinv2_tools.progress import TimeLeft
-from swinv2_tools.transfer_plan import Run, Settings, Step, plan
-from swinv2_tools.transfer_report import (
-    plot_biases,
-    plot_epochs,
-    plot_windows,
-    read_measurements,
-    summarise,
-    table,
-    write_csv,
-)
-from swinv2_tools.transfer_steps import carry_out, has_wrong_window
+from swinv2_tools.transfer_plan import Run, Settings, Step, Work, plan, training_condition, windows_at
+from swinv2_tools.transfer_plots import plot_biases, plot_epochs, plot_windows, save
+from swinv2_tools.transfer_report import read_measurements, summarise, table, write_csv
+from swinv2_tools.transfer_steps import carry_out
 
 from swinv2_mm.arch import parse_arch
 from swinv2_mm.engine.launch import bad_input
 from swinv2_mm.position_bias import POSITION_BIASES
 from swinv2_mm.writing import check_folder, whole
 
-LEAST = dict(epochs=1, jobs=1, photo_size=1, image_size=1, window_size=2, patch_size=1, batch_size=1)
-LEAST.update(finetune_iters=0, lr=0, finetune_lr=0, bias_lr_mult=0)
+LEAST = dict(
+    **dict(epochs=1, curve=1, seeds=0, jobs=1, photo_size=1, image_size=1, window_size=2, patch_size=1, batch_size=1),
+    **dict(ratios=1, grids=2, finetune_iters=0, lr=0, finetune_lr=0, bias_lr_mult=0),
+)
+MOST = dict(seeds=2**32 - 1)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -109,8 +105,11 @@ def read_settings(args: argparse.Namespace) -> Settings:
         ValueError: one is out of range, or does not fit another.
     """
     for name, least in LEAST.items():
-        if not getattr(args, name) >= least:
-            raise ValueError(f'--{name.replace("_", "-")} must be at least {least}, got {getattr(args, name)}')
+        given, most = getattr(args, name), MOST.get(name, sys.float_info.max)
+        for value in given if isinstance(given, list) else [given]:
+            if not least <= value <= most:
+                limits = f'at least {least}' if value < least else 'finite' if name not in MOST else f'at most {most}'
+                raise ValueError(f'--{name.replace("_", "-")} must be {limits}, got {value:g}')
     given = {name: getattr(args, name) for name in Settings._fields}
     settings = Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
     parse_arch(dict(embed_dims=settings.embed_dims, depths=settings.depths, num_heads=settings.num_heads))
@@ -121,10 +120,9 @@ def read_settings(args: argparse.Namespace) -> Settings:
             raise ValueError(
                 f'images of {size} pixels do not fill a map of stride {stride}: change --image-size or --ratios'
             )
-    for name in ('ratios', 'grids'):
-        smallest = min(getattr(settings, name), default=2)
-        if smallest <= 1:
-            raise ValueError(f'--{name} must be more than 1, got {smallest:g}')
+    if windows_at(settings, training_condition(settings))[0] < settings.window_size:
+        side = settings.image_size // settings.patch_size
+        raise ValueError(f'--window-size {settings.window_size} is larger than the map of {side} x {side} tokens')
     grid = max(settings.grids, default=1)
     if grid**2 > settings.batch_size:
         raise ValueError(f'--batch-size {settings.batch_size} does not fill a canvas of {grid} x {grid} photos')
@@ -148,62 +146,14 @@ def check_photos(photos: dict[str, Photos], settings: Settings) -> None:
         print(f'{enlarged} photos are smaller than --photo-size {settings.photo_size} and were enlarged to it')
 
 
-def keep_settings(settings: Settings, out: Path) -> None:
-    """Write the settings into the folder of a study, or compare them with those that it has.
-
-    Raises:
-        ValueError: the folder is of other settings.
-    """
-    path = out / 'settings.json'
-    given = json.loads(json.dumps(settings._asdict()))
-    if path.exists():
-        kept = json.loads(path.read_text())
-        for name, value in given.items():
-            if kept.get(name) != value:
-                raise ValueError(f'{out} is a study with {name} {kept.get(name)}, not {value}: name another --out')
-        return
-    with whole(path) as partial:
-        partial.write_text(json.dumps(given, indent=1) + '\n')
-
-
 def carry_out_run(run: Run, steps: list[Step], settings: Settings, folder: Path, device: str) -> None:
     """Do the steps of a run that are left."""
-    if device == 'cpu':
-        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # mmengine's runner takes a GPU wherever it sees one
-    MMLogger.get_instance('study', log_level=logging.ERROR)  # the current one: what loading says is the same every time
+    MMLogger.get_instance('study', log_level=logging.ERROR)  # silences the report of loading, the same every time
     folder.mkdir(parents=True, exist_ok=True)
     photos = {split: read_photos(Path(settings.data_root), split, settings.photo_size) for split in ('train', 'val')}
     for step in steps:
         if not step.file(folder).exists():
             carry_out(step, settings, run, folder, photos, device)
-
-
-class Work:
-    """The work of a study, by the files of its runs: pixels that pass the backbone, times three in training."""
-
-    def __init__(self, runs: list[Run], steps: list[Step], settings: Settings, numbers: dict[str, int], out: Path):
-        self.runs, self.steps, self.settings, self.numbers, self.out = runs, steps, settings, numbers, out
-        self.epoch = 3 * numbers['train'] * settings.image_size**2
-
-    def total(self) -> int:
-        measuring = sum(self._measuring(step, run) for run in self.runs for step in self.steps)
-        return len(self.runs) * self.steps[-1].epochs * self.epoch + measuring
-
-    def done(self) -> int:
-        done = 0
-        for run in self.runs:
-            folder = run.folder(self.out)
-            epochs = [int(path.stem[len('epoch_') :]) for path in folder.glob('epoch_*.pth')]
-            done += min(max(epochs, default=0), self.steps[-1].epochs) * self.epoch
-            done += sum(self._measuring(step, run) for step in self.steps if step.file(folder).exists())
-        return done
-
-    def _measuring(self, step, run):
-        if step.condition is None:
-            return 0
-        tuned = 3 * self.settings.finetune_iters * self.settings.batch_size if step.finetuned else 0
-        arms = 1 + has_wrong_window(self.settings, run, step.condition)
-        return arms * (self.numbers['val'] + tuned) * step.condition.image_size**2
 
 
 def job_of(run: Run, out: Path) -> Job:
@@ -213,21 +163,22 @@ def job_of(run: Run, out: Path) -> Job:
 
 
 def report(out: Path, settings: Settings) -> None:
-    """Write table and plots of all that was measured, and print the table."""
+    """Write tables and plots of all that was measured, and print the table of the last epoch."""
     measured = read_measurements(out)
-    rows = summarise(measured)
-    if not rows:
+    if not measured:
         raise ValueError(f'nothing is measured in {out} yet: allow more --minutes')
+    rows = summarise(measured, training_condition(settings))
+    tables = {epochs: table(rows, epochs, settings.photo_size) for epochs in sorted({row.epochs for row in rows})}
+    print(f'\n{tables[max(tables)]}\n')
     write_csv(rows, out / 'results.csv', settings.photo_size)
-    text = table(rows, settings.photo_size)
     with whole(out / 'results.md') as partial:
-        partial.write_text(text + '\n')
-    plot_windows(rows, settings, out / 'windows.png')
-    plot_epochs(rows, settings, out / 'epochs.png')
-    plot_biases(measured, settings, out / 'biases.png')
-    print(f'\n{text}\n')
-    for name in ('results.csv', 'results.md', 'windows.png', 'epochs.png', 'biases.png'):
-        print(f'wrote {out / name}')
+        partial.write_text('\n\n'.join(tables.values()) + '\n')
+    plots = {f'windows_after_{epochs}_epochs.png': plot_windows(rows, epochs, settings) for epochs in tables}
+    plots.update({'epochs.png': plot_epochs(measured, settings), 'biases.png': plot_biases(measured, settings)})
+    for name, figure in plots.items():
+        if figure is not None:
+            save(figure, out / name)
+    print(f'wrote tables (results.md, results.csv) and plots (*.png) to {out}')
 
 
 def main() -> int:
@@ -243,15 +194,15 @@ def main() -> int:
         photos = {split: read_photos(Path(args.data_root), split, args.photo_size) for split in ('train', 'val')}
         check_photos(photos, settings)
         check_folder(args.out, '--out')
-        keep_settings(settings, args.out)
-        runs = [Run(kind, seed) for seed in args.seeds for kind in args.position_biases]
-        work = Work(runs, steps, settings, {split: len(part.labels) for split, part in photos.items()}, args.out)
+        keep(settings._asdict(), args.out / 'settings.json', free=('data_root', 'ratios', 'grids'))
+        if device == 'cpu':
+            os.environ['CUDA_VISIBLE_DEVICES'] = ''  # mmengine's runner takes a GPU wherever it sees one
+        runs = [Run(kind, seed) for seed in dict.fromkeys(args.seeds) for kind in dict.fromkeys(args.position_biases)]
+        work = Work(settings, runs, steps, {split: len(part.labels) for split, part in photos.items()}, args.out)
         time_left = TimeLeft(work.total(), work.done())
-        jobs = [
-            job_of(run, args.out) for run in runs if not all(step.file(run.folder(args.out)).exists() for step in steps)
-        ]
+        left = [run for run in runs if not all(step.file(run.folder(args.out)).exists() for step in steps)]
         limit = None if args.minutes is None else 60 * args.minutes
-        run_jobs(jobs, args.jobs, lambda: time_left.line(work.done()), limit)
+        run_jobs([job_of(run, args.out) for run in left], args.jobs, lambda: time_left.line(work.done()), limit)
         report(args.out, settings)
     except (OSError, ValueError) as error:
         return bad_input(error)

@@ -15,6 +15,7 @@ from swinv2_tools import ending  # isort: split
 import argparse
 import csv
 import json
+import re
 import subprocess
 from typing import NamedTuple
 
@@ -26,9 +27,12 @@ import numpy as np
 from analysis_tools.plot_curves import read_scalars
 from swinv2_tools.intervals import Interval, interval
 from swinv2_tools.jobs import Job, run_jobs
+from swinv2_tools.kept import keep
 from swinv2_tools.progress import TimeLeft
+from swinv2_tools.startup import check_config, read_config
 
-from swinv2_mm.engine.launch import bad_input, load_config
+from swinv2_mm.engine import launch
+from swinv2_mm.engine.launch import bad_input
 from swinv2_mm.writing import check_folder, whole
 
 TOOLS = Path(__file__).resolve().parents[1]
@@ -82,13 +86,31 @@ def read_starts(given: list[list[str]]) -> list[Start]:
         if len(words) < 2:
             raise ValueError(f'--start {words[0]} has no checkpoint: add a path, or none to train from scratch')
         name, checkpoint, *settings = words
-        if '/' in name or name in {start.name for start in starts}:
+        if not re.fullmatch(r'\w[\w.-]*', name) or name in {start.name for start in starts}:
             raise ValueError(f'--start {name} must have a name of its own that can name a folder')
         for setting in settings:
             if '=' not in setting:
                 raise ValueError(f'--start {name} has {setting!r}, which is no setting: write KEY=VALUE')
         starts.append(Start(name, checkpoint, tuple(settings)))
     return starts
+
+
+def check_start(args: argparse.Namespace, start: Start) -> None:
+    """Check, before anything is trained, that a start has its files and that the config takes its settings.
+
+    Raises:
+        ValueError: a file is missing, or a setting does not fit.
+    """
+    for seed in args.seeds:
+        path = start.checkpoint.replace('{seed}', str(seed))
+        if path.lower() != 'none' and '://' not in path and not Path(path).expanduser().is_file():
+            raise ValueError(f'--start {start.name}: there is no checkpoint {path}')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('config')
+    parser.add_argument('--work-dir')
+    launch.add_arguments(parser)
+    flags = parser.parse_args([args.config, *shared_flags(args, start)])
+    check_config(read_config(flags), flags, ('train',))
 
 
 def train_and_test(args: argparse.Namespace, start: Start, seed: int) -> int:
@@ -98,12 +120,11 @@ def train_and_test(args: argparse.Namespace, start: Start, seed: int) -> int:
         int: the exit code of the tool that failed, else 0.
     """
     folder = start.folder(args.out, seed)
-    shared = ['--data-root', args.data_root] if args.data_root else []
-    shared += ['--cfg-options', *start.settings] if start.settings else []
+    shared = shared_flags(args, start)
     resume = ['--resume'] if (folder / 'last_checkpoint').exists() else []
     begin = ['--checkpoint', start.checkpoint.replace('{seed}', str(seed)), '--seed', str(seed)]
     code = run_tool('train.py', args.config, '--work-dir', folder, *resume, *begin, *shared)
-    if not code and load_config(args.config).get('test_cfg'):
+    if not code and launch.load_config(args.config).get('test_cfg'):
         checkpoint = (folder / 'last_checkpoint').read_text().strip()
         code = run_tool('test.py', args.config, checkpoint, '--work-dir', folder / 'test', *shared)
     if not code:
@@ -112,17 +133,25 @@ def train_and_test(args: argparse.Namespace, start: Start, seed: int) -> int:
     return code
 
 
+def shared_flags(args: argparse.Namespace, start: Start) -> list[str]:
+    """The flags of training and testing alike."""
+    data_root = ['--data-root', args.data_root] if args.data_root else []
+    return [*data_root, *(['--cfg-options', *start.settings] if start.settings else [])]
+
+
 def run_tool(name: str, *args) -> int:
     """Run a tool of this repository. Returns its exit code."""
     return subprocess.run([sys.executable, str(TOOLS / name), *map(str, args)]).returncode
 
 
 def read_result(folder: Path) -> dict[str, float]:
-    """The last loss that training logged, and the metrics of the last test if there was one."""
-    losses = read_scalars(folder)['loss']
+    """The loss and the metrics that a run logged last, those of validation as ``val/NAME``, and those of its test."""
+    logged = {name: values[max(values)] for name, values in read_scalars(folder).items()}
     tests = sorted((folder / 'test').glob('*/*.json'))
-    metrics = json.loads(tests[-1].read_text()) if tests else {}
-    return dict(loss=losses[max(losses)], **{key: value for key, value in metrics.items() if not key.endswith('time')})
+    tested = json.loads(tests[-1].read_text()) if tests else {}
+    metrics = {name: value for name, value in tested.items() if not name.endswith('time')}
+    validated = {f'val/{name}': logged[name] for name in metrics if name in logged}
+    return dict(loss=logged['loss'], **validated, **metrics)
 
 
 def table(results: dict[str, dict[int, dict[str, float]]]) -> str:
@@ -204,8 +233,13 @@ def main() -> int:
         by_name = {start.name: start for start in starts}
         if args.run:
             return train_and_test(args, by_name[args.run[0]], int(args.run[1]))
-        load_config(args.config)
+        for start in starts:
+            check_start(args, start)
         check_folder(args.out, '--out')
+        for start in starts:
+            given = dict(start._asdict(), config=args.config)
+            check_folder(args.out / start.name, '--out')
+            keep(given, args.out / start.name / 'start.json')
         files = {(start, seed): start.folder(args.out, seed) / RESULT for seed in args.seeds for start in starts}
         jobs = [
             Job(

@@ -14,9 +14,6 @@ class Interval(NamedTuple):
     mean: float
     half: float
 
-    def excludes(self, value: float) -> bool:
-        return abs(self.mean - value) > self.half
-
 
 def interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     """The mean of a quantity over seeds and photos, with an interval for other seeds and other photos.

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+CENTRE = 3  # tokens: up to this offset, a position bias is at its centre
+
 
 class Settings(NamedTuple):
     """What all runs of a study share. Images in pixels, windows in tokens."""
@@ -83,11 +85,19 @@ def training_condition(settings: Settings) -> Condition:
     return Condition(settings.image_size, settings.window_size)
 
 
-def enlarged(settings: Settings) -> list[Condition]:
-    """Larger images, with windows in proportion and with the window of training; and larger windows at the old size."""
-    size, window = settings.image_size, settings.window_size
-    pairs = [(round(ratio * size), round(ratio * window)) for ratio in settings.ratios]
-    return [Condition(*pair) for large, wide in pairs for pair in ((large, wide), (large, window), (size, wide))]
+def larger_images(settings: Settings) -> list[Condition]:
+    """Larger images, with windows in proportion and with the window of training."""
+    sizes = [(round(ratio * settings.image_size), round(ratio * settings.window_size)) for ratio in settings.ratios]
+    return [Condition(large, window) for large, wide in sizes for window in (wide, settings.window_size)]
+
+
+def larger_windows(settings: Settings) -> list[Condition]:
+    """Images as in training, with larger windows, as far as the maps have room for them."""
+    found = {windows_at(settings, training_condition(settings)): None}
+    for ratio in settings.ratios:
+        condition = Condition(settings.image_size, round(ratio * settings.window_size))
+        found.setdefault(windows_at(settings, condition), condition)
+    return [condition for condition in found.values() if condition]
 
 
 def canvases(settings: Settings) -> list[Condition]:
@@ -113,21 +123,74 @@ def windows_at(settings: Settings, condition: Condition) -> tuple[int, ...]:
     return tuple(min(condition.window_size, side // 2**i) for i in range(len(settings.depths)))
 
 
+def has_wrong_window(settings: Settings, run: Run, condition: Condition) -> bool:
+    """Whether a run is also measured with the windows of a condition as pretrained windows, where these are others."""
+    own, trained = (windows_at(settings, place) for place in (condition, training_condition(settings)))
+    return run.position_bias == 'log_cpb' and own != trained
+
+
 def plan(settings: Settings, epochs: int, curve: Sequence[int]) -> list[Step]:
     """The steps of a run.
 
     Args:
         settings (Settings): of the study.
-        epochs (int): how long to train. Then everything is measured, and last again after fine-tuning where window and
-            image are larger than in training.
-        curve (Sequence[int]): after how many epochs canvases are measured too.
+        epochs (int): how long to train. Then everything is measured, and all but larger windows on images as in
+            training again after fine-tuning.
+        curve (Sequence[int]): after how many epochs to measure canvases, and images of up to twice the size.
     """
-    start = training_condition(settings)
-    steps = []
-    for count in sorted({*(count for count in curve if count < epochs), epochs}):
-        conditions = [start, *canvases(settings), *(enlarged(settings) if count == epochs else ())]
-        steps += [Step(count), *(Step(count, condition) for condition in conditions)]
+    start, steps = training_condition(settings), []
+    for count in sorted(count for count in {*curve} if count < epochs):
+        enlarged = [c for c in larger_images(settings) if is_moved(c, start) and c.image_size <= 2 * start.image_size]
+        steps += [Step(count), *(Step(count, condition) for condition in (start, *canvases(settings), *enlarged))]
+    places = [start, *canvases(settings), *larger_images(settings)]
+    steps += [Step(epochs), *(Step(epochs, condition) for condition in (*places, *larger_windows(settings)))]
     if settings.finetune_iters:
-        moved = [condition for condition in conditions if is_moved(condition, start)]
-        steps += [Step(epochs, condition, finetuned=True) for condition in moved]
+        steps += [Step(epochs, condition, finetuned=True) for condition in places]
     return steps
+
+
+class Work:
+    """The work of a study, by the files of its runs: pixels that pass the backbone, times three in training.
+
+    Args:
+        settings (Settings): of the study.
+        runs (Sequence[Run]): the runs.
+        steps (Sequence[Step]): of each.
+        numbers (dict): of photos, by split.
+        out (Path): folder of the study.
+    """
+
+    def __init__(self, settings: Settings, runs: Sequence[Run], steps: Sequence[Step], numbers: dict, out: Path):
+        self.settings, self.runs, self.steps, self.numbers, self.out = settings, runs, steps, numbers, out
+
+    def total(self) -> int:
+        return sum(
+            self._training(self._last()) + sum(self._cost(step, run) for step in self.steps) for run in self.runs
+        )
+
+    def done(self) -> int:
+        work = 0
+        for run in self.runs:
+            folder = run.folder(self.out)
+            work += self._training(min(trained_epochs(folder), self._last()))
+            work += sum(self._cost(step, run) for step in self.steps if step.file(folder).exists())
+        return work
+
+    def _last(self):
+        return max(step.epochs for step in self.steps)
+
+    def _training(self, epochs):
+        return 3 * epochs * self.numbers['train'] * self.settings.image_size**2
+
+    def _cost(self, step, run):
+        """The work of a step, except for training from scratch."""
+        if step.condition is None:
+            return 0
+        tuning = 3 * self.settings.finetune_iters * self.settings.batch_size if step.finetuned else 0
+        arms = 1 + has_wrong_window(self.settings, run, step.condition)
+        return arms * (self.numbers['val'] + tuning) * step.condition.image_size**2
+
+
+def trained_epochs(folder: Path) -> int:
+    """How many epochs a run has been trained, by the newest checkpoint in its folder."""
+    return max((int(path.stem[len('epoch_') :]) for path in folder.glob('epoch_*.pth')), default=0)

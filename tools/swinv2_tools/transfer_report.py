@@ -1,4 +1,4 @@
-"""Tables and plots of a study of position biases, from the files that its steps left."""
+"""Tables of a study of position biases, from the files that its steps left."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use('Agg')  # no display needed
-import matplotlib.pyplot as plt
 import numpy as np
 
 from swinv2_mm.writing import whole
 from swinv2_tools.intervals import Interval, interval
-from swinv2_tools.transfer_plan import Condition, Settings, Step, canvases, enlarged, is_moved, training_condition
+from swinv2_tools.transfer_plan import Condition, Step
 
 REFERENCE = 'log_cpb'
 WRONG = 'log_cpb, wrong window'
 ARMS = 'parameterized', 'linear_cpb', REFERENCE, WRONG
-COLOURS = dict(zip(ARMS, ('tab:orange', 'tab:green', 'tab:blue', 'tab:red')))
 FILE = re.compile(r'(\w+)_seed_(\d+)/after_(\d+)_epochs/(measured|finetuned)_(\d+)_pixels_window_(\d+)_grid_(\d+)\.npz')
 
 
@@ -42,6 +37,7 @@ class Row(NamedTuple):
     cross_entropy: Interval  # nats
     top1_difference: Interval | None
     cross_entropy_difference: Interval | None
+    moving_difference: Interval | None  # of cross-entropy, less the same difference at the condition of training
     logit_change: Interval | None
     feature_change: Interval | None
     bias_std: float | None  # mean over heads and seeds, at the window of training
@@ -74,17 +70,23 @@ def read_measurements(out: Path) -> dict[Step, dict[str, dict[int, dict[str, np.
     return measured
 
 
-def summarise(measured: dict) -> list[Row]:
+def summarise(measured: dict, start: Condition) -> list[Row]:
     """The rows of a table, in the order of epochs, conditions and arms.
 
     Args:
         measured (dict): of `read_measurements`.
+        start (Condition): that of training.
     """
     order = sorted(measured, key=lambda step: (step.epochs, step.finetuned, step.condition))
-    return [_row(step, measured[step], arm) for step in order for arm in ARMS if arm in measured[step]]
+    return [
+        _row(step, measured[step], measured.get(Step(step.epochs, start), {}), arm)
+        for step in order
+        for arm in ARMS
+        if arm in measured[step]
+    ]
 
 
-def _row(step, arms, arm):
+def _row(step, arms, at_start, arm):
     by_seed, reference = arms[arm], arms.get(REFERENCE, {})
     common = sorted(by_seed.keys() & reference.keys()) if arm != REFERENCE else []
 
@@ -94,6 +96,16 @@ def _row(step, arms, arm):
 
     def difference(name, scale=1.0):
         values = [scale * by_seed[seed][name] - scale * reference[seed][name] for seed in common]
+        return interval(np.stack(values)) if values else None
+
+    def moving_difference():
+        start, start_of_reference = at_start.get(REFERENCE if arm == WRONG else arm, {}), at_start.get(REFERENCE, {})
+        values = [
+            (by_seed[seed]['cross_entropy'] - start[seed]['cross_entropy'])
+            - (reference[seed]['cross_entropy'] - start_of_reference[seed]['cross_entropy'])
+            for seed in common
+            if seed in start and seed in start_of_reference
+        ]
         return interval(np.stack(values)) if values else None
 
     def mean_of_heads(name):
@@ -110,6 +122,7 @@ def _row(step, arms, arm):
         cross_entropy=mean('cross_entropy'),
         top1_difference=difference('correct', 100.0),
         cross_entropy_difference=difference('cross_entropy'),
+        moving_difference=moving_difference(),
         logit_change=mean('logit_change'),
         feature_change=mean('feature_change'),
         bias_std=mean_of_heads('bias_std'),
@@ -125,7 +138,10 @@ def write_csv(rows: Iterable[Row], path: Path, photo_size: int) -> None:
         path (Path): the file.
         photo_size (int): of the photos as they were read, in pixels; larger images are enlarged from it.
     """
-    intervals = 'top1', 'cross_entropy', 'top1_difference', 'cross_entropy_difference', 'logit_change', 'feature_change'
+    intervals = [
+        *('top1', 'cross_entropy', 'top1_difference', 'cross_entropy_difference', 'moving_difference'),
+        *('logit_change', 'feature_change'),
+    ]
     with whole(path) as partial, partial.open('w', newline='') as file:
         writer = csv.writer(file)
         columns = ['epochs', 'finetuned', 'image_size', 'window_size', 'grid', 'enlarged', 'arm', 'seeds']
@@ -139,23 +155,32 @@ def write_csv(rows: Iterable[Row], path: Path, photo_size: int) -> None:
             writer.writerow([*place, row.arm, row.seeds, *numbers])
 
 
-def table(rows: Sequence[Row], photo_size: int) -> str:
-    """The measurements after the last epoch as a table in Markdown."""
-    last = max(row.epochs for row in rows)
-    arms = [arm for arm in ARMS if any(row.arm == arm for row in rows)]
+def table(rows: Sequence[Row], epochs: int, photo_size: int) -> str:
+    """What was measured after some epochs, as a table in Markdown.
+
+    Args:
+        rows (Sequence[Row]): of `summarise`.
+        epochs (int): whose rows to take.
+        photo_size (int): as in `write_csv`.
+    """
+    rows = [row for row in rows if row.epochs == epochs]
+    seeds = {
+        arm: max(row.seeds for row in rows if row.arm == arm) for arm in ARMS if any(row.arm == arm for row in rows)
+    }
+    heads = [f'{arm}, {number} seed{"s" * (number > 1)}' for arm, number in seeds.items()]
     lines = [
-        f'After {last} epochs: top-1 in percent, with 95 percent intervals over seeds and photos; of other arms the',
-        f'difference from {REFERENCE}, paired by photo, in top-1 and (in brackets) in cross-entropy, 1/1000 nat.',
+        f'After {epochs} epochs: top-1 in percent; of other arms than {REFERENCE}, where it has been measured, the',
+        'difference from it, paired by photo and seed, in top-1 and (in brackets) in cross-entropy, 1/1000 nat, with',
+        '95 percent intervals over seeds and photos, or over photos alone if there is one seed.',
         '',
-        f'| image | window | photos | tuned | {" | ".join(arms)} |',
-        '|---' * (4 + len(arms)) + '|',
+        f'| image | window | photos | tuned | {" | ".join(heads)} |',
+        '|---' * (4 + len(heads)) + '|',
     ]
-    places = list(dict.fromkeys(row.place() for row in rows if row.epochs == last))
-    for epochs, finetuned, condition in places:
-        cells = {row.arm: _cell(row) for row in rows if row.place() == (epochs, finetuned, condition)}
+    for _, finetuned, condition in dict.fromkeys(row.place() for row in rows):
+        cells = {row.arm: _cell(row) for row in rows if row.place()[1:] == (finetuned, condition)}
         size = f'{condition.image_size}{" enlarged" if condition.image_size > photo_size else ""}'
         words = size, condition.window_size, condition.grid**2, 'yes' if finetuned else 'no'
-        lines.append(f'| {" | ".join(map(str, words))} | {" | ".join(cells.get(arm, "") for arm in arms)} |')
+        lines.append(f'| {" | ".join(map(str, words))} | {" | ".join(cells.get(arm, "") for arm in seeds)} |')
     return '\n'.join(lines)
 
 
@@ -164,137 +189,3 @@ def _cell(row):
         return f'{row.top1.mean:.1f} ± {row.top1.half:.1f}'
     top1, entropy = row.top1_difference, row.cross_entropy_difference
     return f'{top1.mean:+.1f} ± {top1.half:.1f} ({1000 * entropy.mean:+.0f} ± {1000 * entropy.half:.0f})'
-
-
-def plot_windows(rows: Sequence[Row], settings: Settings, out: Path) -> None:
-    """Write a PNG: top-1 over the window, and below the difference in cross-entropy from log_cpb, a line per arm.
-
-    A dashed line shows log_cpb on the same images in windows as in training.
-    """
-    last = max(row.epochs for row in rows)
-    rows = [row for row in rows if row.epochs == last]
-    start, panels = training_condition(settings), []
-    for title, conditions in (('larger images', enlarged(settings)), ('larger canvases', canvases(settings))):
-        moved = [start, *(condition for condition in conditions if is_moved(condition, start))]
-        for finetuned in (False, True):
-            chosen = [row for row in rows if row.condition in moved[1:] and row.finetuned == finetuned]
-            if chosen:
-                chosen += [row for row in rows if row.condition == start]
-                panels.append((f'{title}{", fine-tuned" * finetuned}', moved, chosen))
-    figure, axes = plt.subplots(
-        2, len(panels), figsize=(4.2 * len(panels), 7), layout='constrained', squeeze=False, sharey='row'
-    )
-    for (title, moved, chosen), (upper, lower) in zip(panels, axes.T):
-        for place, arm in enumerate(ARMS):
-            of_arm = sorted((row for row in chosen if row.arm == arm), key=lambda row: row.condition.window_size)
-            windows = np.array([row.condition.window_size for row in of_arm]) + 0.25 * (place - 1.5)
-            _draw(upper, windows, [row.top1 for row in of_arm], arm)
-            if arm != REFERENCE:
-                _draw(lower, windows, [row.cross_entropy_difference or Interval(np.nan, 0) for row in of_arm], arm)
-        _draw_kept(upper, rows, moved)
-        upper.set(title=title)
-        lower.set(xlabel='window (tokens)')
-        lower.axhline(0, color=COLOURS[REFERENCE], linewidth=1)
-        for panel in (upper, lower):
-            panel.set_xticks([condition.window_size for condition in moved])
-            panel.grid(alpha=0.3)
-    axes[0, 0].set(ylabel='top-1 (percent)')
-    axes[1, 0].set(ylabel=f'cross-entropy minus that of {REFERENCE} (nats)')
-    _finish(figure, axes[0, 0], out)
-
-
-def _draw_kept(axes, rows, moved):
-    """Draw top-1 of log_cpb for some conditions, the first of them that of training, but in windows as in training."""
-    top1 = {row.condition: row.top1.mean for row in rows if row.arm == REFERENCE and not row.finetuned}
-    points = [
-        (condition.window_size, top1.get(condition._replace(window_size=moved[0].window_size), np.nan))
-        for condition in moved
-    ]
-    axes.plot(*zip(*points), '--', color='0.4', label=f'{REFERENCE}, windows as in training')
-
-
-def plot_epochs(rows: Sequence[Row], settings: Settings, out: Path) -> None:
-    """Write a PNG over the epochs: differences on canvases, changes by the wrong window, shape of the bias."""
-    start = training_condition(settings)
-    grown = [c for c in canvases(settings) if c.window_size > start.window_size]
-    figure, axes = plt.subplots(1, len(grown) + 2, figsize=(4.2 * (len(grown) + 2), 4), layout='constrained')
-    for condition, panel in zip(grown, axes):
-        for arm in (arm for arm in ARMS if arm != REFERENCE):
-            chosen = [row for row in _untuned(rows, condition, arm) if row.cross_entropy_difference]
-            _draw(panel, [row.epochs for row in chosen], [row.cross_entropy_difference for row in chosen], arm)
-        panel.axhline(0, color=COLOURS[REFERENCE], linewidth=1)
-        panel.set(
-            title=f'{condition.grid} x {condition.grid} photos, window {condition.window_size}',
-            ylabel=f'cross-entropy minus that of {REFERENCE} (nats)',
-        )
-    changes, shapes = axes[len(grown) :]
-    for condition, style in zip(grown, ('-', '--', ':', '-.')):
-        for name, colour in (('logit_change', 'tab:red'), ('feature_change', 'tab:purple')):
-            chosen = _untuned(rows, condition, WRONG)
-            label = f'{name.split("_")[0]}s, window {condition.window_size}'
-            values = [100 * getattr(row, name).mean for row in chosen]
-            changes.plot([row.epochs for row in chosen], values, style, color=colour, marker='.', label=label)
-    changes.set(title='change by the wrong pretrained window', ylabel='percent of the norm', ylim=(0, None))
-    spread = shapes.twinx()
-    for arm in ARMS:
-        chosen = [row for row in _untuned(rows, start, arm) if row.bias_std is not None]
-        epochs = [row.epochs for row in chosen]
-        shapes.plot(epochs, [100 * row.bias_centre for row in chosen], color=COLOURS[arm], marker='.')
-        spread.plot(epochs, [row.bias_std for row in chosen], color=COLOURS[arm], marker='.', linestyle='--')
-    shapes.set(title='shape of the position bias', ylabel='variance within 3 tokens (percent, solid)', ylim=(0, 100))
-    spread.set(ylabel='standard deviation (logits, dashed)', ylim=(0, None))
-    for panel in axes:
-        panel.set_xscale('log')
-        ticks = sorted({row.epochs for row in rows})
-        panel.set_xticks(ticks, [str(tick) for tick in ticks])
-        panel.minorticks_off()
-        panel.set(xlabel='epochs of training')
-        panel.grid(alpha=0.3)
-    changes.legend(fontsize='small')
-    _finish(figure, axes[0], out)
-
-
-def plot_biases(measured: dict, settings: Settings, out: Path) -> None:
-    """Write a PNG of the position bias over the distance, a line for every head of the first seed, a panel per arm.
-
-    Of each head the mean within the window of training is subtracted, because a constant does not change attention.
-    """
-    start, last = training_condition(settings), max(step.epochs for step in measured)
-    curves = {}
-    for arm, by_seed in measured[Step(last, start)].items():
-        values = by_seed[min(by_seed)]
-        curves[arm] = values['bias_by_distance']
-        if 'bias_by_distance_if_wrong' in values:
-            curves[WRONG] = values['bias_by_distance_if_wrong']
-    arms = [arm for arm in ARMS if arm in curves]
-    figure, axes = plt.subplots(
-        1, len(arms), figsize=(4.2 * len(arms), 4), layout='constrained', sharey=True, squeeze=False
-    )
-    for arm, panel in zip(arms, axes[0]):
-        heads = curves[arm] - curves[arm][:, : start.window_size].mean(1, keepdims=True)
-        panel.plot(heads.T, color=COLOURS[arm], linewidth=0.8, alpha=0.6)
-        panel.plot(heads.mean(0), color='black', label='mean of the heads')
-        panel.axvspan(0, start.window_size - 1, color='0.93', zorder=-1, label='distances of training')
-        panel.set(title=arm, xlabel='distance (tokens)')
-        panel.grid(alpha=0.3)
-    axes[0, 0].set(ylabel='position bias (logits)')
-    _finish(figure, axes[0, 0], out)
-
-
-def _untuned(rows, condition, arm):
-    """The rows of an arm at a condition without fine-tuning, by epochs."""
-    return [row for row in rows if (row.condition, row.arm) == (condition, arm) and not row.finetuned]
-
-
-def _draw(axes, places, intervals, arm):
-    """Draw means with their intervals."""
-    means, halves = [value.mean for value in intervals], [value.half for value in intervals]
-    axes.errorbar(places, means, halves, color=COLOURS[arm], marker='o', markersize=4, capsize=3, label=arm)
-
-
-def _finish(figure, axes, out):
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=len(labels))
-    with whole(out) as partial:
-        figure.savefig(partial, dpi=110, format='png')
-    plt.close(figure)

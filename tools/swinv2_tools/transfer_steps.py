@@ -19,18 +19,20 @@ from swinv2_mm.writing import whole
 from swinv2_tools.classifier import Classifier
 from swinv2_tools.photos import Photos, RandomCrops, at_size
 from swinv2_tools.transfer_plan import (
+    CENTRE,
     Condition,
     Run,
     Settings,
     Step,
+    has_wrong_window,
     largest_canvas,
+    trained_epochs,
     training_condition,
     windows_at,
 )
 
 WARM_UP = 200  # iterations
 AVERAGING = 0.005  # share of the newest weights in the averaged ones, which are measured
-CENTRE = 3  # tokens: up to this offset, a position bias is near its centre
 LOGGER = dict(type='LoggerHook', interval=20)
 NUMBERS = itertools.count()  # make the names of runners unique
 
@@ -59,9 +61,15 @@ def carry_out(
         folder (Path): of the run.
         photos (dict): by split, train and val.
         device (str): cpu or cuda.
+
+    Raises:
+        ValueError: the run is trained for longer already.
     """
     weights = Step(step.epochs).file(folder)
     if step.condition is None:
+        if trained_epochs(folder) > step.epochs:
+            found = trained_epochs(folder)
+            raise ValueError(f'{folder} is trained for {found} epochs, and can be measured after {step.epochs} no more')
         train(settings, run, photos['train'], folder, step.epochs)
         averaged = read_checkpoint(folder / f'epoch_{step.epochs}.pth')['state_dict']
         write_checkpoint(dict(state_dict=averaged), weights)
@@ -73,9 +81,9 @@ def carry_out(
             finetune(model, settings, run, photos['train'], folder / 'finetuning', step.condition)
         outputs.append(predict(model.to(device), photos['val'], step.condition, settings.batch_size))
     labels = torch.from_numpy(photos['val'].labels)
-    measured = figures(outputs[0], labels)
+    measured = losses_and_hits(outputs[0], labels)
     if len(outputs) == 2:
-        measured.update({f'wrong_{name}': value for name, value in figures(outputs[1], labels).items()})
+        measured.update({f'wrong_{name}': value for name, value in losses_and_hits(outputs[1], labels).items()})
         measured.update(changes(*outputs))
     if step.condition == training_condition(settings):
         measured.update(shape_of_biases(model.backbone))
@@ -87,12 +95,6 @@ def carry_out(
             )
     with whole(step.file(folder)) as partial:
         np.savez(partial, **measured)
-
-
-def has_wrong_window(settings: Settings, run: Run, condition: Condition) -> bool:
-    """Whether a run is also measured with the windows of a condition as pretrained windows, and these are others."""
-    own, trained = (windows_at(settings, place) for place in (condition, training_condition(settings)))
-    return run.position_bias == 'log_cpb' and own != trained
 
 
 def build(
@@ -172,7 +174,8 @@ def finetune(
         train_dataloader=loader(photos, condition, settings.batch_size),
         train_cfg=dict(by_epoch=False, max_iters=settings.finetune_iters),
         optim_wrapper=optim_wrapper(settings, run, settings.finetune_lr),
-        param_scheduler=dict(type='PolyLR', power=1, by_epoch=False, end=settings.finetune_iters),
+        # one step more than iterations, so that the last of them has a learning rate too
+        param_scheduler=dict(type='PolyLR', power=1, by_epoch=False, end=settings.finetune_iters + 1),
         default_hooks=dict(logger=LOGGER, checkpoint=None),
         randomness=dict(seed=run.seed),
         experiment_name=f'{work_dir.parent.name}_finetuning_{next(NUMBERS)}',
@@ -227,7 +230,7 @@ def predict(model: Classifier, photos: Photos, condition: Condition, batch_size:
     return Outputs(*(torch.cat(parts).cpu()[:number][back] for parts in (features, logits)))
 
 
-def figures(outputs: Outputs, labels: Tensor) -> dict[str, np.ndarray]:
+def losses_and_hits(outputs: Outputs, labels: Tensor) -> dict[str, np.ndarray]:
     """Cross-entropy of each photo in nats, and whether it is classified right, (N,) each."""
     return dict(
         cross_entropy=F.cross_entropy(outputs.logits, labels, reduction='none').numpy(),
