@@ -38,7 +38,10 @@ BY_CI = (
     'python -m ruff check .',
     'python -m ruff format --check .',
 )
-LONG = ('tools/analysis_tools/benchmark.py', 'tools/misc/measure_gpu.py', 'tools/demo.py')
+LONG = (
+    *('tools/analysis_tools/benchmark.py', 'tools/misc/measure_gpu.py', 'tools/demo.py'),
+    *('tools/analysis_tools/compare_position_biases.py', 'tools/analysis_tools/compare_starts.py'),
+)
 PRINTED = """
 python() { printf '%s\\x1f' python "$@"; echo; }
 python3() { printf '%s\\x1f' python3 "$@"; echo; }

@@ -1,8 +1,12 @@
 """The study of position biases: its photos, its pairing, its arms and its figures, and a run from end to end."""
 
+import argparse
 import csv
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from mmengine.hooks import Hook
 
+from swinv2_mm.engine import launch
 from swinv2_mm.position_bias import POSITION_BIASES
 
+ROOT = Path(__file__).parents[1]
 KINDS = tuple(POSITION_BIASES)
 
 
@@ -660,3 +666,31 @@ def test_splits_must_have_the_same_classes(tool, photos_tool, settings, photos):
 def test_the_settings_of_a_study_stand_beside_it(study):
     kept = json.loads((study[0] / 'settings.json').read_text())
     assert (kept['window_size'], kept['depths'], kept['ratios']) == (4, [1, 1], [1.5])
+
+
+def test_the_script_for_a_gpu_calls_the_tools_with_flags_that_they_have(load_tool, tool, tmp_path):
+    python = tmp_path / 'bin/python'
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\nprintf \'%s\\037\' "$@"\necho\n')
+    python.chmod(0o755)
+    script = ROOT / 'tools/misc/study_transfer_on_gpu.sh'
+    path = {**os.environ, 'PATH': f'{python.parent}:{os.environ["PATH"]}'}
+    calls = subprocess.run(
+        ['bash', script, 'photos', 'out', 'camvid'], env=path, capture_output=True, text=True, check=True
+    )
+    study, starts = (line.split('\x1f')[:-1] for line in calls.stdout.splitlines())
+    assert study[0] == 'tools/analysis_tools/compare_position_biases.py'
+    args = tool.parse_args(study[1:])
+    assert (args.data_root, args.device, args.epochs) == (os.path.abspath('photos'), 'cuda', 100)
+    assert tool.read_settings(args).window_size == 8
+    compare = load_tool('compare_starts')
+    args = compare.parse_args(starts[1:])
+    assert args.data_root == 'camvid'
+    for start in compare.read_starts(args.start):
+        cfg = launch.load_config(ROOT / args.config)
+        parser = argparse.ArgumentParser()
+        launch.add_arguments(parser)
+        cfg.merge_from_dict(parser.parse_args(['--cfg-options', *start.settings]).cfg_options)
+        pipeline = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+        assert tuple(pipeline['RandomResize'].scale) == (480, 360)
+        assert tuple(pipeline['RandomCrop'].crop_size) == tuple(cfg.model.data_preprocessor.size) == (360, 480)
