@@ -82,7 +82,8 @@ def settings(plans, root):
         num_heads=(1, 2),
         batch_size=6,
         lr=1e-2,
-        bias_lr_mult=1.0,
+        mlp_lr_mult=1.0,
+        table_lr_mult=1.0,
         finetune_iters=2,
         finetune_lr=1e-3,
         ratios=(1.5, 2.0),
@@ -387,12 +388,14 @@ def test_the_learning_rates_are_those_of_the_settings(steps, plans, settings, ph
         runner.register_hook(Rates())
 
     monkeypatch.setattr(steps.SwinV2Runner, 'register_hooks', register_hooks)
-    settings, run = settings._replace(bias_lr_mult=4.0), plans.Run('log_cpb', 0)
+    settings, run = settings._replace(mlp_lr_mult=4.0, table_lr_mult=30.0), plans.Run('log_cpb', 0)
     start = plans.training_condition(settings)
     model = steps.load(plans.Step(1).file(trained), settings, run, start, False)
     steps.finetune(model, settings, run, photos['train'], trained / 'finetuning', start)
     assert [rate[False] for rate in rates] == pytest.approx([1e-3, 5e-4])  # falls to 0 within two iterations
     assert [rate[True] for rate in rates] == pytest.approx([4e-3, 2e-3])
+    table = steps.optim_wrapper(settings, plans.Run('parameterized', 0), 1.0)['paramwise_cfg']['custom_keys']
+    assert table == {POSITION_BIASES['parameterized'].name: dict(lr_mult=30.0)}
 
 
 @pytest.mark.parametrize('kind', KINDS)

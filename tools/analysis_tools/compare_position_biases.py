@@ -36,7 +36,7 @@ from swinv2_mm.writing import check_folder, whole
 
 LEAST = dict(
     **dict(epochs=1, curve=1, seeds=0, jobs=1, photo_size=1, image_size=1, window_size=2, patch_size=1, batch_size=1),
-    **dict(ratios=1, grids=2, finetune_iters=0, lr=0, finetune_lr=0, bias_lr_mult=0),
+    **dict(ratios=1, grids=2, finetune_iters=0, lr=0, finetune_lr=0, mlp_lr_mult=0, table_lr_mult=0),
 )
 MOST = dict(seeds=2**32 - 1)
 
@@ -81,12 +81,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument('--num-heads', nargs='+', type=int, default=[2, 4], help='per stage (default: 2 4)')
     parser.add_argument('--batch-size', type=int, default=64, help='photos (default: %(default)s)')
     parser.add_argument('--lr', type=float, default=2e-3, help='of AdamW (default: %(default)s)')
-    parser.add_argument(
-        '--bias-lr-mult',
-        type=float,
-        default=1,
-        help='learning rate of the position bias over --lr (default: %(default)s)',
-    )
+    for name, what in (('mlp', 'position MLP of linear_cpb and log_cpb'), ('table', 'learned table of parameterized')):
+        parser.add_argument(
+            f'--{name}-lr-mult',
+            type=float,
+            default=1,
+            help=f'learning rate of the {what} over --lr (default: %(default)s)',
+        )
     parser.add_argument(
         '--jobs', type=int, default=1, help='runs at once, each on one core or all on one GPU (default: 1)'
     )

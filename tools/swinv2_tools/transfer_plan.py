@@ -27,7 +27,8 @@ class Settings(NamedTuple):
     num_heads: tuple[int, ...]
     batch_size: int
     lr: float
-    bias_lr_mult: float  # learning rate of the position bias over that of the rest
+    mlp_lr_mult: float  # learning rate of the position MLP over that of the rest
+    table_lr_mult: float  # the same for the learned table of parameterized
     finetune_iters: int
     finetune_lr: float
     ratios: tuple[float, ...]  # of image and window to those of training

@@ -197,7 +197,8 @@ def loader(photos: Photos, condition: Condition, batch_size: int) -> dict:
 
 def optim_wrapper(settings: Settings, run: Run, learning_rate: float) -> dict:
     """AdamW as in the recipes, with another learning rate for the position bias if the settings ask for it."""
-    of_bias = {POSITION_BIASES[run.position_bias].name: dict(lr_mult=settings.bias_lr_mult)}
+    rate = settings.table_lr_mult if run.position_bias == 'parameterized' else settings.mlp_lr_mult
+    of_bias = {POSITION_BIASES[run.position_bias].name: dict(lr_mult=rate)}
     return dict(
         constructor='SwinV2OptimWrapperConstructor',
         optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=0.05),
