@@ -21,7 +21,7 @@ import os
 import torch
 from mmengine.logging import MMLogger
 from swinv2_tools.jobs import Job, run_jobs
-from swinv2_tools.kept import keep
+from swinv2_tools.kept_settings import keep
 from swinv2_tools.photos import Photos, read_photos
 from swinv2_tools.progress import TimeLeft
 from swinv2_tools.transfer_plan import Run, Settings, Step, Work, plan, training_condition, windows_at
@@ -57,7 +57,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         nargs='*',
         type=int,
         default=[5, 10],
-        help='epochs after which canvases are measured too (default: 5 10)',
+        help='epochs after which canvases and images of up to twice the size are measured too (default: 5 10)',
     )
     parser.add_argument(
         '--ratios', nargs='*', type=float, default=[1.5, 2, 3], help='of image and window (default: 1.5 2 3)'

@@ -27,7 +27,7 @@ import numpy as np
 from analysis_tools.plot_curves import read_scalars
 from swinv2_tools.intervals import Interval, interval
 from swinv2_tools.jobs import Job, run_jobs
-from swinv2_tools.kept import keep
+from swinv2_tools.kept_settings import keep
 from swinv2_tools.progress import TimeLeft
 from swinv2_tools.startup import check_config, read_config
 

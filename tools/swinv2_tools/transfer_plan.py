@@ -140,8 +140,8 @@ def plan(settings: Settings, epochs: int, curve: Sequence[int]) -> list[Step]:
         curve (Sequence[int]): after how many epochs to measure canvases, and images of up to twice the size.
     """
     start, steps = training_condition(settings), []
+    enlarged = [c for c in larger_images(settings) if is_moved(c, start) and c.image_size <= 2 * start.image_size]
     for count in sorted(count for count in {*curve} if count < epochs):
-        enlarged = [c for c in larger_images(settings) if is_moved(c, start) and c.image_size <= 2 * start.image_size]
         steps += [Step(count), *(Step(count, condition) for condition in (start, *canvases(settings), *enlarged))]
     places = [start, *canvases(settings), *larger_images(settings)]
     steps += [Step(epochs), *(Step(epochs, condition) for condition in (*places, *larger_windows(settings)))]

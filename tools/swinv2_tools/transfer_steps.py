@@ -85,7 +85,7 @@ def carry_out(
     if len(outputs) == 2:
         measured.update({f'wrong_{name}': value for name, value in losses_and_hits(outputs[1], labels).items()})
         measured.update(changes(*outputs))
-    if step.condition == training_condition(settings):
+    if step == Step(step.epochs, training_condition(settings)):
         measured.update(shape_of_biases(model.backbone))
         largest = largest_canvas(settings)
         measured['bias_by_distance'] = bias_by_distance(load(weights, settings, run, largest, False).backbone)
