@@ -80,7 +80,7 @@ def _draw_kept(axes, chosen, rows, moved):
 
 
 def plot_epochs(measured: dict, settings: Settings) -> Figure | None:
-    """Plot over the epochs: differences where window and image grow, changes by the wrong window, shape of the bias.
+    """Plot over the epochs: differences where window and image grow, changes by the wrong window, the bias.
 
     Only seeds that were measured after each of the epochs count.
 
@@ -102,19 +102,24 @@ def plot_epochs(measured: dict, settings: Settings) -> Figure | None:
     rows = [row for row in summarise(whole_runs, start) if not row.finetuned]
     early = {row.condition for row in rows if row.epochs == all_epochs[0]}
     moved = [c for c in (*larger_images(settings), *canvases(settings)) if c in early and is_moved(c, start)]
-    figure, axes = plt.subplots(1, len(moved) + 2, figsize=(4.2 * (len(moved) + 2), 4), layout='constrained')
-    for condition, panel in zip(moved, axes):
+    columns = max(len(moved), 4)
+    figure, axes = plt.subplots(2, columns, figsize=(3.6 * columns, 7.5), layout='constrained')
+    for condition, panel in zip(moved, axes[0]):
         _draw_differences(panel, [row for row in rows if row.condition == condition])
-    _draw_changes(axes[-2], rows, moved)
-    _draw_shapes(axes[-1], [row for row in rows if row.condition == start], start.window_size)
-    for panel in axes:
+    axes[0, 0].set(ylabel=f'cross-entropy minus that of {REFERENCE} (nats)')
+    _draw_changes(axes[1, :2], rows, moved)
+    _draw_shapes(axes[1, 2:4], [row for row in rows if row.condition == start], start.window_size)
+    for panel in axes.flat:
+        if not panel.has_data():
+            panel.remove()
+            continue
         panel.set_xscale('log')
         panel.set_xticks(all_epochs, [str(epochs) for epochs in all_epochs])
         panel.minorticks_off()
         panel.set(xlabel='epochs of training')
         panel.grid(alpha=0.3)
     figure.suptitle(f'seed{"s" * (len(seeds) > 1)} {", ".join(map(str, sorted(seeds)))}')
-    return _with_legend(figure, axes[0])
+    return _with_legend(figure, axes[0, 0])
 
 
 def _draw_differences(axes, rows):
@@ -122,38 +127,42 @@ def _draw_differences(axes, rows):
     for arm in (arm for arm in ARMS if arm != REFERENCE):
         chosen = [row for row in rows if row.arm == arm and row.cross_entropy_difference]
         _draw(axes, [row.epochs for row in chosen], [row.cross_entropy_difference for row in chosen], arm)
-    size, window, grid = rows[0].condition
-    photos = f'{grid} x {grid} photos' if grid > 1 else f'{size} pixels'
-    axes.axhline(0, color=COLOURS[REFERENCE], linewidth=1)
-    axes.set(title=f'{photos}, window {window}', ylabel=f'cross-entropy minus that of {REFERENCE} (nats)')
+    axes.axhline(0, color=COLOURS[REFERENCE], linewidth=1, label=REFERENCE)
+    axes.set(title=_name(rows[0].condition))
 
 
-def _draw_changes(axes, rows, conditions):
-    """Draw how far the wrong window changes logits and features, a line for each condition."""
-    for condition, style in zip(conditions, ('-', '--', ':', '-.', (0, (1, 4)), (0, (5, 5)))):
-        chosen = [row for row in rows if row.condition == condition and row.arm == WRONG]
-        for name, colour in (('logit_change', 'tab:red'), ('feature_change', 'tab:purple')):
-            label = f'{name.split("_")[0]}s, {condition.grid}x{condition.grid}, window {condition.window_size}'
-            values = [100 * getattr(row, name).mean for row in chosen]
-            axes.plot([row.epochs for row in chosen], values, linestyle=style, color=colour, marker='.', label=label)
-    axes.set(title='change by the wrong pretrained window', ylabel='percent of the norm', ylim=(0, None))
-    axes.legend(fontsize='x-small')
+def _draw_changes(panels, rows, conditions):
+    """Draw how far the wrong window changes logits and features, in a panel each, a line for each condition."""
+    shades = plt.get_cmap('viridis')(np.linspace(0, 0.9, len(conditions)))
+    for panel, name in zip(panels, ('logits', 'features')):
+        for condition, shade in zip(conditions, shades):
+            chosen = [row for row in rows if row.condition == condition and row.arm == WRONG]
+            values = [100 * getattr(row, f'{name[:-1]}_change').mean for row in chosen]
+            panel.plot([row.epochs for row in chosen], values, color=shade, marker='.', label=_name(condition))
+        panel.set(
+            title=f'change of {name}\nby the wrong pretrained window', ylabel='percent of the norm', ylim=(0, None)
+        )
+        panel.legend(fontsize='x-small')
 
 
-def _draw_shapes(axes, rows, window):
-    """Draw how much of the position bias is at its centre, and how large it is, in the window of training."""
-    spread = axes.twinx()
+def _draw_shapes(panels, rows, window):
+    """Draw how large the position bias is, and how much of it is at its centre, in the window of training."""
+    spread, centre = panels
     for arm in ARMS:
         chosen = [row for row in rows if row.arm == arm and row.bias_std is not None]
         epochs = [row.epochs for row in chosen]
-        axes.plot(epochs, [100 * row.bias_centre for row in chosen], color=COLOURS[arm], marker='.')
-        spread.plot(epochs, [row.bias_std for row in chosen], color=COLOURS[arm], marker='.', linestyle='--')
-    axes.axhline(
-        100 * ((2 * CENTRE + 1) / (2 * window - 1)) ** 2, color='0.6', linewidth=1
-    )  # if it were anywhere alike
-    axes.set(title='shape of the position bias', ylim=(0, 100))
-    axes.set(ylabel=f'variance within {CENTRE} tokens (percent, solid)')
-    spread.set(ylabel='standard deviation (logits, dashed)', ylim=(0, None))
+        spread.plot(epochs, [row.bias_std for row in chosen], color=COLOURS[arm], marker='.')
+        centre.plot(epochs, [100 * row.bias_centre for row in chosen], color=COLOURS[arm], marker='.')
+    spread.set(title='spread of the position bias', ylabel='standard deviation (logits)', ylim=(0, None))
+    even = 100 * ((2 * CENTRE + 1) / (2 * window - 1)) ** 2
+    centre.axhline(even, color='0.6', linewidth=1, label='if it were everywhere alike')
+    centre.legend(fontsize='x-small')
+    centre.set(title=f'position bias within {CENTRE} tokens', ylabel='percent of its variance', ylim=(0, 100))
+
+
+def _name(condition):
+    photos = f'{condition.grid} x {condition.grid} photos' if condition.grid > 1 else f'{condition.image_size} pixels'
+    return f'{photos}, window {condition.window_size}'
 
 
 def plot_biases(measured: dict, settings: Settings) -> Figure | None:
