@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     'README.md',
     'CONTRIBUTING.md',
-    *(f'docs/{name}.md' for name in ('getting_started', 'compatibility', 'checkpoints', 'recipes', 'faq')),
+    *(f'docs/{name}.md' for name in ('getting_started', 'compatibility', 'checkpoints', 'transfer', 'recipes', 'faq')),
     *('docs/performance.md', 'docs/reliability.md', 'docs/architecture.md'),
 )
 BY_CI = (

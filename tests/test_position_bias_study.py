@@ -2,8 +2,10 @@
 
 import argparse
 import csv
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -621,6 +623,36 @@ def test_a_study_leaves_table_and_plots(study):
     for name in ('windows_after_1_epochs.png', 'windows_after_2_epochs.png', 'epochs.png', 'biases.png'):
         assert cv2.imread(str(out / name)).std() > 5
     assert (out / 'results.md').read_text().count('\n| ') == (1 + 4) + (1 + 6 + 5)
+
+
+def test_the_code_of_the_docs_measures_a_study_without_what_is_far(study, plans, monkeypatch, capsys):
+    out, _ = study
+    page = (ROOT / 'docs/transfer.md').read_text()
+    (block,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    given = "Path('work_dirs/biases'), 20, (0, 1, 2)"
+    assert given in block
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    names = {}
+    exec(block.replace(given, f'Path({str(out)!r}), 2, (0,)'), names)
+    printed = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert [words[0] for words in printed] == [
+        f'{kind} 8 {way}' for kind in ('log_cpb', 'linear_cpb') for way in ('as it is', 'edge', 'none_beyond')
+    ]
+    for kind, (_, *values) in zip(('log_cpb', 'linear_cpb'), printed[::3]):
+        step = plans.Step(2, plans.Condition(16, 8, 2))
+        with np.load(step.file(out / f'{kind}_seed_0')) as measured:
+            means = 100 * measured['correct'].mean(), measured['cross_entropy'].mean()
+        assert values == [f'{means[0]:.1f}', f'{means[1]:.2f}']
+
+    table = torch.arange(2 * 7 * 9.0).reshape(2, 7, 9)  # of a window of 4 x 5 tokens
+    names['last'] = 2
+    limited, cut = names['edge'](None, (4, 5), table), names['none_beyond'](None, (4, 5), table)
+    for (i, row), (j, column) in itertools.product(enumerate(range(-3, 4)), enumerate(range(-4, 5))):
+        nearest = 3 + max(-2, min(row, 2)), 4 + max(-2, min(column, 2))
+        assert torch.equal(limited[:, i, j], table[:, nearest[0], nearest[1]])
+        far = max(abs(row), abs(column)) > 2
+        assert torch.equal(cut[:, i, j], torch.full((2,), -1e4) if far else table[:, i, j])
 
 
 def test_a_study_that_is_done_is_reported_again_and_not_repeated(study, tool, monkeypatch, capsys):

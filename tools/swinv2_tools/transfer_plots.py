@@ -126,7 +126,8 @@ def _draw_differences(axes, rows):
     """Draw the differences in cross-entropy of rows of one condition."""
     for arm in (arm for arm in ARMS if arm != REFERENCE):
         chosen = [row for row in rows if row.arm == arm and row.cross_entropy_difference]
-        _draw(axes, [row.epochs for row in chosen], [row.cross_entropy_difference for row in chosen], arm)
+        if chosen:
+            _draw(axes, [row.epochs for row in chosen], [row.cross_entropy_difference for row in chosen], arm)
     axes.axhline(0, color=COLOURS[REFERENCE], linewidth=1, label=REFERENCE)
     axes.set(title=_name(rows[0].condition))
 
