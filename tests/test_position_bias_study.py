@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 
 from swinv2_mm.engine import launch
 from swinv2_mm.position_bias import POSITION_BIASES
@@ -633,6 +634,7 @@ def test_the_code_of_the_docs_measures_a_study_without_what_is_far(study, plans,
     assert given in block
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, 'path', [*sys.path])
+    monkeypatch.setattr(MMLogger, '_instance_dict', MMLogger._instance_dict.copy())
     names = {}
     exec(block.replace(given, f'Path({str(out)!r}), 2, (0,)'), names)
     printed = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
@@ -644,6 +646,12 @@ def test_the_code_of_the_docs_measures_a_study_without_what_is_far(study, plans,
         with np.load(step.file(out / f'{kind}_seed_0')) as measured:
             means = 100 * measured['correct'].mean(), measured['cross_entropy'].mean()
         assert values == [f'{means[0]:.1f}', f'{means[1]:.2f}']
+
+    beyond = torch.arange(-7, 8).abs() > 3
+    beyond = beyond[:, None] | beyond
+    biases = [bias(8, 8) for bias in names['model'].modules() if isinstance(bias, names['PositionBias'])]
+    assert len(biases) == 2  # those of the last model, with nothing beyond
+    assert all((bias[:, beyond] == -1e4).all() and (bias[:, ~beyond] > -1e4).all() for bias in biases)
 
     table = torch.arange(2 * 7 * 9.0).reshape(2, 7, 9)  # of a window of 4 x 5 tokens
     names['last'] = 2

@@ -135,15 +135,17 @@ def _draw_differences(axes, rows):
 def _draw_changes(panels, rows, conditions):
     """Draw how far the wrong window changes logits and features, in a panel each, a line for each condition."""
     shades = plt.get_cmap('viridis')(np.linspace(0, 0.9, len(conditions)))
+    rows = [row for row in rows if row.arm == WRONG]
     for panel, name in zip(panels, ('logits', 'features')):
         for condition, shade in zip(conditions, shades):
-            chosen = [row for row in rows if row.condition == condition and row.arm == WRONG]
+            chosen = [row for row in rows if row.condition == condition]
             values = [100 * getattr(row, f'{name[:-1]}_change').mean for row in chosen]
-            panel.plot([row.epochs for row in chosen], values, color=shade, marker='.', label=_name(condition))
-        panel.set(
-            title=f'change of {name}\nby the wrong pretrained window', ylabel='percent of the norm', ylim=(0, None)
-        )
-        panel.legend(fontsize='x-small')
+            if chosen:
+                panel.plot([row.epochs for row in chosen], values, color=shade, marker='.', label=_name(condition))
+        panel.set(title=f'change of {name}\nby the wrong pretrained window', ylabel='percent of the norm')
+        if panel.has_data():
+            panel.set(ylim=(0, 1.05 * panel.dataLim.y1))
+            panel.legend(fontsize='x-small')
 
 
 def _draw_shapes(panels, rows, window):
@@ -154,9 +156,10 @@ def _draw_shapes(panels, rows, window):
         epochs = [row.epochs for row in chosen]
         spread.plot(epochs, [row.bias_std for row in chosen], color=COLOURS[arm], marker='.')
         centre.plot(epochs, [100 * row.bias_centre for row in chosen], color=COLOURS[arm], marker='.')
-    spread.set(title='spread of the position bias', ylabel='standard deviation (logits)', ylim=(0, None))
+    spread.set(title='spread of the position bias', ylabel='standard deviation (logits)')
+    spread.set(ylim=(0, 1.05 * spread.dataLim.y1))
     even = 100 * ((2 * CENTRE + 1) / (2 * window - 1)) ** 2
-    centre.axhline(even, color='0.6', linewidth=1, label='if it were everywhere alike')
+    centre.axhline(even, color='0.6', linewidth=1, label='if it were spread evenly')
     centre.legend(fontsize='x-small')
     centre.set(title=f'position bias within {CENTRE} tokens', ylabel='percent of its variance', ylim=(0, 100))
 
