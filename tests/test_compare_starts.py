@@ -77,7 +77,9 @@ def test_every_start_is_trained_and_tested_with_its_checkpoint_and_settings(
     results = {name: json.loads((tmp_path / name / 'seed_3/result.json').read_text()) for name in lines}
     metrics = {'aAcc', 'mIoU', 'mAcc'}
     validated = {f'val/{name}' for name in metrics}
-    assert all(result.keys() == {'loss', *metrics, *validated} for result in results.values())
+    parts = {'decode.loss_ce', 'aux.loss_ce'}
+    assert all(result.keys() == {'loss', *parts, *metrics, *validated} for result in results.values())
+    assert all(result['loss'] == pytest.approx(sum(result[name] for name in parts)) for result in results.values())
     for call in in_process[::2]:
         assert call[call.index('--seed') + 1] == '3' and '--resume' not in call
     trained = torch.load(tmp_path / 'moved/seed_3/iter_2.pth', weights_only=False)['state_dict']

@@ -145,13 +145,20 @@ def run_tool(name: str, *args) -> int:
 
 
 def read_result(folder: Path) -> dict[str, float]:
-    """The loss and the metrics that a run logged last, those of validation as ``val/NAME``, and those of its test."""
+    """The loss, its parts and the metrics that a run logged last, and those of its test.
+
+    The sum alone can mislead: more proposals that are right mean more boxes to refine, and so a larger loss.
+
+    Returns:
+        dict[str, float]: ``loss`` first, metrics of validation as ``val/NAME``.
+    """
     logged = {name: values[max(values)] for name, values in read_scalars(folder).items()}
     tests = sorted((folder / 'test').glob('*/*.json'))
     tested = json.loads(tests[-1].read_text()) if tests else {}
     metrics = {name: value for name, value in tested.items() if not name.endswith('time')}
     validated = {f'val/{name}': logged[name] for name in metrics if name in logged}
-    return dict(loss=logged['loss'], **validated, **metrics)
+    parts = {name: value for name, value in logged.items() if 'loss' in name}
+    return {'loss': logged['loss'], **parts, **validated, **metrics}
 
 
 def table(results: dict[str, dict[int, dict[str, float]]]) -> str:
@@ -185,7 +192,9 @@ def over_seeds(values: list[float]) -> Interval:
 
 
 def cell(value: Interval, sign: str = '') -> str:
-    return f'{value.mean:{sign}.2f} ± {value.half:.2f}' if value.half == value.half else f'{value.mean:{sign}.2f}'
+    digits = 2 if abs(value.mean) >= 1 else 3
+    mean, half = f'{value.mean:{sign}.{digits}f}', f'{value.half:.{digits}f}'
+    return f'{mean} ± {half}' if value.half == value.half else mean
 
 
 def plot(out: Path, starts: list[Start], seeds: list[int]) -> None:
