@@ -91,7 +91,7 @@ def test_every_start_is_trained_and_tested_with_its_checkpoint_and_settings(
     assert len(in_process) == 4
     monkeypatch.setattr(sys, 'argv', [*command, '--run', 'moved', '3'])
     assert tool.main() == 0 and '--resume' in in_process[4]
-    assert f'| moved | {results["moved"]["loss"]:.2f} (' in (tmp_path / 'results.md').read_text()
+    assert f'| moved | {results["moved"]["loss"]:.3f} (' in (tmp_path / 'results.md').read_text()
     assert cv2.imread(str(tmp_path / 'losses.png')).std() > 5
 
 
@@ -108,7 +108,7 @@ def test_the_table_has_means_intervals_and_paired_differences(tool):
 
 def test_one_seed_has_no_interval(tool):
     lines = tool.table(dict(first={0: dict(loss=1.0)}, second={0: dict(loss=0.5)})).splitlines()
-    assert lines[-2:] == ['| first | 1.00 |', '| second | 0.50 (-0.50) |']
+    assert lines[-2:] == ['| first | 1.000 |', '| second | 0.500 (-0.500) |']
 
 
 @pytest.mark.parametrize(

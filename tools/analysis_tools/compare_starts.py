@@ -181,7 +181,9 @@ def table(results: dict[str, dict[int, dict[str, float]]]) -> str:
         for metric in metrics:
             own = [by_seed[seed][metric] for seed in by_seed]
             differences = [by_seed[seed][metric] - results[first][seed][metric] for seed in by_seed]
-            cells.append(cell(over_seeds(own)) + (f' ({cell(over_seeds(differences), "+")})' if name != first else ''))
+            digits = 3 if 'loss' in metric else 2
+            change = f' ({cell(over_seeds(differences), digits, "+")})' if name != first else ''
+            cells.append(cell(over_seeds(own), digits) + change)
         lines.append(f'| {name} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
@@ -191,8 +193,7 @@ def over_seeds(values: list[float]) -> Interval:
     return interval(np.array([values])) if len(values) > 1 else Interval(values[0], float('nan'))
 
 
-def cell(value: Interval, sign: str = '') -> str:
-    digits = 2 if abs(value.mean) >= 1 else 3
+def cell(value: Interval, digits: int, sign: str = '') -> str:
     mean, half = f'{value.mean:{sign}.{digits}f}', f'{value.half:.{digits}f}'
     return f'{mean} ± {half}' if value.half == value.half else mean
 
