@@ -729,6 +729,7 @@ def test_the_script_for_a_gpu_calls_the_tools_with_flags_that_they_have(load_too
     compare = load_tool('compare_starts')
     args = compare.parse_args(starts[1:])
     assert args.data_root == 'camvid'
+    rates = []
     for start in compare.read_starts(args.start):
         cfg = launch.load_config(ROOT / args.config)
         parser = argparse.ArgumentParser()
@@ -737,3 +738,5 @@ def test_the_script_for_a_gpu_calls_the_tools_with_flags_that_they_have(load_too
         pipeline = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
         assert tuple(pipeline['RandomResize'].scale) == (480, 360)
         assert tuple(pipeline['RandomCrop'].crop_size) == tuple(cfg.model.data_preprocessor.size) == (360, 480)
+        rates.append(cfg.optim_wrapper.optimizer.lr)
+    assert rates == [6e-3, 3e-3, 3e-3]  # from scratch and from classifiers, as docs/transfer.md chose them

@@ -147,7 +147,7 @@ def run_tool(name: str, *args) -> int:
 def read_result(folder: Path) -> dict[str, float]:
     """The loss, its parts and the metrics that a run logged last, and those of its test.
 
-    The sum alone can mislead: more proposals that are right mean more boxes to refine, and so a larger loss.
+    The parts show what their sum can hide: of a detector, one may fall while another rises.
 
     Returns:
         dict[str, float]: ``loss`` first, metrics of validation as ``val/NAME``.

@@ -18,6 +18,6 @@ frames=(
 moved="$out/biases/log_cpb_seed_{seed}/after_20_epochs.pth"
 timeout 180 python tools/analysis_tools/compare_starts.py configs/demo/upernet_swinv2_camvid.py --data-root "$camvid" \
     --out "$out/camvid" --jobs 6 \
-    --start scratch none "${frames[@]}" \
+    --start scratch none "${frames[@]}" optim_wrapper.optimizer.lr=6e-3 \
     --start log_cpb "$moved" "${frames[@]}" \
     --start wrong "$moved" "${frames[@]}" model.backbone.pretrained_window_sizes=16
