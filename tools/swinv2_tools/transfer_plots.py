@@ -11,6 +11,7 @@ matplotlib.use('Agg')  # no display needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from swinv2_mm.writing import whole
 from swinv2_tools.intervals import Interval
@@ -119,7 +120,10 @@ def plot_epochs(measured: dict, settings: Settings) -> Figure | None:
         panel.set(xlabel='epochs of training')
         panel.grid(alpha=0.3)
     figure.suptitle(f'seed{"s" * (len(seeds) > 1)} {", ".join(map(str, sorted(seeds)))}')
-    return _with_legend(figure, axes[0, 0])
+    arms = [arm for arm in ARMS if any(row.arm == arm for row in rows)]
+    handles = [Line2D([], [], color=COLOURS[arm], marker='o', markersize=4, label=arm) for arm in arms]
+    figure.legend(handles=handles, loc='outside lower center', ncols=len(arms))
+    return figure
 
 
 def _draw_differences(axes, rows):
@@ -128,7 +132,8 @@ def _draw_differences(axes, rows):
         chosen = [row for row in rows if row.arm == arm and row.cross_entropy_difference]
         if chosen:
             _draw(axes, [row.epochs for row in chosen], [row.cross_entropy_difference for row in chosen], arm)
-    axes.axhline(0, color=COLOURS[REFERENCE], linewidth=1, label=REFERENCE)
+    if axes.has_data():
+        axes.axhline(0, color=COLOURS[REFERENCE], linewidth=1)
     axes.set(title=_name(rows[0].condition))
 
 
