@@ -1,6 +1,6 @@
 """Swin Transformer V2 for OpenMMLab.
 
-Importing the package registers the backbone, its optimizer constructor and its runner with mmengine, and makes mmengine
+Importing the package registers the backbone, its optimizer constructor, its runners and its strategy with mmengine, and makes mmengine
 read checkpoints without running code from them.
 """
 
@@ -19,8 +19,10 @@ from .checkpoints.files import CheckpointError
 from .checkpoints.loading import load_pretrained
 from .checkpoints.report import LoadReport
 from .engine.amp import BFloat16OptimWrapper
+from .engine.flexible_runner import SwinV2FlexibleRunner
 from .engine.optim import SwinV2OptimWrapperConstructor
 from .engine.runner import SwinV2Runner
+from .engine.strategy import SwinV2FSDPStrategy
 from .ops import flop_counters
 
 flop_counters.register()
@@ -31,6 +33,8 @@ __all__ = [
     'CheckpointError',
     'LoadReport',
     'SwinTransformerV2',
+    'SwinV2FSDPStrategy',
+    'SwinV2FlexibleRunner',
     'SwinV2OptimWrapperConstructor',
     'SwinV2Runner',
     'load_pretrained',

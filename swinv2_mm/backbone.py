@@ -268,7 +268,8 @@ class SwinTransformerV2(BaseModule):
         built = len(self.layers)
         return tuple(values[:built]) if len(values) in (built, len(self.arch.depths)) else None
 
-    def _set_pretrained_window_sizes(self, windows: Sequence[int]):
+    def set_pretrained_window_sizes(self, windows: Sequence[int]):
+        """Say which windows the position bias was trained with, one per stage that is built, in tokens."""
         for stage, window in zip(self.layers, windows):
             for block in stage.blocks:
                 block.attn.position_bias.pretrained_window = window
@@ -337,7 +338,7 @@ class SwinTransformerV2(BaseModule):
                 'the argument is used; if it is wrong, so is the position bias'
             )
         elif loaded is not None and loaded != own:
-            self._set_pretrained_window_sizes(loaded)
+            self.set_pretrained_window_sizes(loaded)
         state_dict[f'{prefix}pretrained_windows'] = torch.tensor(self.pretrained_window_sizes, device='cpu')
         super()._load_from_state_dict(state_dict, prefix, *args)
 

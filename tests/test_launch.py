@@ -343,7 +343,7 @@ def test_a_model_is_tested_with_other_windows_and_its_own_pretrained_windows(
         trained = MODELS.build(cfg.model)
     for name, weight in trained.backbone.named_parameters():
         torch.nn.init.normal_(weight, std=0.1 if 'norm' not in name else 1.0)
-    trained.backbone._set_pretrained_window_sizes((8, 8, 8, 4))
+    trained.backbone.set_pretrained_window_sizes((8, 8, 8, 4))
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
     tested = []
     monkeypatch.setattr(Runner, 'test', lambda runner: tested.append(runner.model))

@@ -6,12 +6,14 @@ import argparse
 import logging
 from pathlib import Path
 
+from mmengine.runner import FlexibleRunner
 from swinv2_tools.startup import check_config, check_data_contents, errors_in_one_line, read_config
 
 from swinv2_mm import CheckpointError
 from swinv2_mm.engine import launch, run_folder
-from swinv2_mm.engine.amp import BFloat16OptimWrapper, feature_extractors
+from swinv2_mm.engine.main_process import in_main_process
 from swinv2_mm.engine.runner import runner_class
+from swinv2_mm.engine.strategy import check_strategy
 
 
 def parse_args(argv=None):
@@ -54,11 +56,13 @@ def prepare(args):
     splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
     check_config(cfg, args, splits)
     launch.init_distributed(cfg, args.launcher)
+    if issubclass(runner_class(cfg), FlexibleRunner):
+        check_strategy(cfg)
     if args.resume:
-        cfg.load_from = run_folder.find_resume(cfg.work_dir, args.resume)
+        cfg.load_from = in_main_process(lambda: run_folder.find_resume(cfg.work_dir, args.resume))
         cfg.resume = True
         launch.drop_initial_weights(cfg)  # the checkpoint brings all weights
-    launch.check_backbone(cfg)
+    in_main_process(lambda: [launch.check_backbone(cfg)][1:])  # it builds a model, which is not sent
     check_data_contents(cfg, args, splits)
     return cfg
 
@@ -70,9 +74,8 @@ def main():
         cfg = prepare(args)
         run_folder.lock_work_dir(cfg.work_dir)
         runner = runner_class(cfg).from_cfg(cfg)
-        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        if isinstance(runner.optim_wrapper, BFloat16OptimWrapper):
-            feature_extractors(runner.model)
+        if hasattr(runner, 'prepare'):  # else it is mmengine's own FlexibleRunner
+            runner.prepare()
     try:
         with errors_in_one_line(CheckpointError):
             runner.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pickle
 import re
@@ -17,8 +18,9 @@ from mmengine.logging import HistoryBuffer
 
 from ..messages import first_line, printable, warn
 from ..writing import whole
-from . import unpickling
+from . import sharded, unpickling
 from .downloads import DownloadError, download, named_by_mmengine
+from .sharded import is_sharded_checkpoint
 
 SHARD = re.compile(r'(-\d{5}-of-(?!00001)\d{5}\.\w+|\.index\.json)$')  # of transformers
 SUFFIXES = ('.safetensors', '.pth', '.bin')  # that we write; .bin is what transformers calls a .pth
@@ -53,7 +55,8 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
 
     Args:
         source (str): a path, a URL, which is downloaded once to the cache of `torch.hub`, or mmengine's name for one,
-            such as ``torchvision://swin_v2_t``. The content shows whether PyTorch or safetensors wrote the file.
+            such as ``torchvision://swin_v2_t``. The content shows whether PyTorch or safetensors wrote the file. A
+            folder that a sharded run wrote is read whole.
 
     Returns:
         dict: the tensors, arrays, plain values and containers of the file, with training settings and what mmengine
@@ -64,6 +67,8 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
             tensors in the place of weights, or can't be downloaded.
     """
     path = local_path(source)
+    if is_sharded_checkpoint(path):
+        return _read_sharded(path)
     if os.path.isdir(path):
         raise CheckpointError(f'checkpoint {path} is a folder: name the file of weights in it')
     if not os.path.isfile(path):
@@ -76,18 +81,54 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
     return _read(path, 'delete it, and it is downloaded again' if _is_url(source) else 'download or save it again')
 
 
-def _read(path, cure):
-    """Read what a file holds. If it is damaged, the error names the cure."""
+def read_training_state(folder: str | os.PathLike) -> dict:
+    """What a sharded checkpoint holds beside tensors: meta, log history, schedulers, groups of the optimizer.
+
+    Raises:
+        CheckpointError: the folder is damaged, or PyTorch is too old for it.
+    """
+    sharded_shapes(folder)
+    return _read(os.path.join(folder, sharded.REST), 'resume another one')
+
+
+def sharded_shapes(folder: str | os.PathLike) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """`sharded.shapes`, with every error as a `CheckpointError`."""
+    with _damaged(folder, 'resume or load another one'):
+        return sharded.shapes(folder)
+
+
+def _read_sharded(folder):
+    """Read a sharded checkpoint whole, as if it had been saved so."""
+    rest = read_training_state(folder)
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in sharded_shapes(folder).items()}
+    with _damaged(folder, 'resume or load another one'):
+        sharded.load_tensors(folder, tensors, together=False)
+        return sharded.with_state(rest, tensors)
+
+
+@contextlib.contextmanager
+def _damaged(path, cure):
+    """Turn whatever reading a damaged checkpoint raises into one line; the cure is for the user."""
     try:
-        if _is_safetensors(path):
-            return _safetensors(path).load_file(path)
-        checkpoint, left_out = unpickling.load(path, ALLOWED)
+        yield
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror or error}') from error
+    except ValueError as error:
+        if f'checkpoint {os.fspath(path)}' in str(error):  # it says what is wrong itself
+            raise CheckpointError(str(error)) from None
+        raise CheckpointError(f'checkpoint {path} {_why_unreadable(error, cure)}') from None
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
         raise CheckpointError(f'checkpoint {path} {_why_unreadable(error, cure)}') from None
+
+
+def _read(path, cure):
+    """Read what a file holds. If it is damaged, the error names the cure."""
+    with _damaged(path, cure):
+        if _is_safetensors(path):
+            return _safetensors(path).load_file(path)
+        checkpoint, left_out = unpickling.load(path, ALLOWED)
     if left_out:
         named = [f'{printable(place)} ({printable(name)})' for place, name in left_out.items()]
         more = f' and {len(named) - 5} more' if len(named) > 5 else ''

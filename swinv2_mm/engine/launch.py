@@ -270,7 +270,7 @@ def init_distributed(cfg: Config, launcher: str) -> None:
     """Join the processes of a launcher, over NCCL with GPUs and over gloo without.
 
     Args:
-        cfg (Config): the config; without GPUs its model wrapper is set, because mmengine's default names a GPU.
+        cfg (Config): the config; without GPUs its model wrapper is set, because mmengine's defaults name a GPU.
         launcher (str): none, pytorch, slurm or mpi.
 
     Raises:
@@ -292,5 +292,8 @@ def init_distributed(cfg: Config, launcher: str) -> None:
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
+        strategy = cfg.get('strategy')
+        if isinstance(strategy, dict) and strategy.get('type') == 'DDPStrategy':
+            strategy.setdefault('model_wrapper', cfg.model_wrapper_cfg)
     else:
         raise ValueError(f'--launcher {launcher} needs GPUs, and PyTorch finds none: use torchrun and pytorch')

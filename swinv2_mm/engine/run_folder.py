@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmengine.dist import broadcast_object_list, get_rank
-
-from ..checkpoints.files import CheckpointError, read_checkpoint
+from ..checkpoints.files import CheckpointError, read_checkpoint, read_training_state
+from ..checkpoints.sharded import is_sharded_checkpoint
+from .main_process import in_main_process
 
 _locks = []  # lock files, open for as long as the process lives
 
@@ -55,10 +55,10 @@ def _highest_whole(candidates):
 
 def _check_resumable(path):
     """How many iterations a checkpoint with training state was trained for."""
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_training_state(path) if is_sharded_checkpoint(path) else read_checkpoint(path)
     meta = checkpoint.get('meta')
     iteration = meta.get('iter') if isinstance(meta, Mapping) else None
-    if not {'optimizer', 'state_dict'} <= set(checkpoint) or not isinstance(iteration, int):
+    if 'optimizer' not in checkpoint or not isinstance(iteration, int):
         raise CheckpointError(f'checkpoint {path} holds no training state to resume: pass it as --checkpoint instead')
     return iteration
 
@@ -71,24 +71,23 @@ def lock_work_dir(work_dir: str | os.PathLike) -> None:
     Raises:
         ValueError: another run writes to the folder, or it can't be written to.
     """
-    failure = [_lock(Path(work_dir)) if get_rank() == 0 else None]
-    broadcast_object_list(failure)
-    if failure[0]:
-        raise ValueError(failure[0])
+    in_main_process(lambda: _lock(Path(work_dir)))
 
 
 def _lock(folder):
-    """Lock a folder. Returns the message of an error, None if there is none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / '.lock', 'a')  # noqa: SIM115
     except OSError as error:
-        return f'{folder} cannot be written to: {error.strerror}: name another folder with --work-dir'
+        raise ValueError(
+            f'{folder} cannot be written to: {error.strerror}: name another folder with --work-dir'
+        ) from None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: workers that outlive it hold nothing
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            return f'another run is writing to {folder}: wait for its end or name another folder with --work-dir'
+            raise ValueError(
+                f'another run is writing to {folder}: wait for its end or name another folder with --work-dir'
+            ) from None
         print(f'{folder} cannot be locked ({error.strerror}): make sure that no other run writes there')
     _locks.append(file)
-    return None
