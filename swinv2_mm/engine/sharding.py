@@ -98,11 +98,12 @@ def scatter(own: Tensor, value: Tensor | None) -> None:
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors on the CPU in the first process, nothing in others. All processes call it."""
     whole = {}
-    for name, value in tensors.items():
+    for name in sorted(tensors):  # all processes in one order, whatever theirs is
+        value = tensors[name]
         value = value.full_tensor() if is_sharded(value) else value
         if dist.get_rank() == 0:
             whole[name] = value.detach().cpu()
-    return whole
+    return {name: whole[name] for name in tensors if name in whole}
 
 
 def is_sharded(value: object) -> bool:

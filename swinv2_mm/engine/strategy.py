@@ -189,7 +189,7 @@ class SwinV2FSDPStrategy(DDPStrategy):
         for name in sorted(theirs ^ set(tensors)):
             raise unresumable(folder, f'{"it lacks" if name in tensors else "the model has no"} {name}')
         if resume_optimizer:
-            for name in set(held) - theirs:
+            for name in sorted(set(held) - theirs):  # in the same order in all processes, as whatever they gather
                 tensors[name] = self._like(name, *held[name])
         for name, own in tensors.items():
             if own.shape != held[name][0] or own.dtype != held[name][1]:
