@@ -1,0 +1,162 @@
+"""What test_sharding.py runs in several processes, and in one to compare with: a small model, trained by a runner.
+
+As a command, ``torchrun --nproc_per_node=N tests/sharded_runs.py FOLDER RUN [RUN ...]``, where a run is one of `RUNS`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS
+from torch import nn
+from torch.utils.data import Dataset
+
+from swinv2_mm.engine.launch import init_distributed
+from swinv2_mm.engine.runner import runner_class
+from swinv2_mm.engine.sharding import bytes_held
+
+IMAGES, BATCH, STEPS = 8, 4, 4
+BACKBONE = dict(
+    type='SwinTransformerV2',
+    arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), extra_norm_every_n_blocks=2),
+    window_size=4,
+    drop_path_rate=0.0,
+)
+ADAMW = dict(type='AdamW', lr=1e-2, weight_decay=0.1)
+OURS = dict(constructor='SwinV2OptimWrapperConstructor')
+RUNS = {
+    'clipped': dict(optim_wrapper=dict(clip_grad=dict(max_norm=0.05))),
+    'accumulated': dict(optim_wrapper=dict(accumulative_counts=2), strategy=dict(checkpoints='whole')),
+    'layer decay': dict(
+        model=dict(backbone=dict(frozen_stages=2, with_cp=True)),
+        optim_wrapper=dict(**OURS, paramwise_cfg=dict(decay_rate=0.8, custom_keys=dict(head=dict(lr_mult=2)))),
+    ),
+    'unused parts': dict(model=dict(backbone=dict(out_indices=(0, 1)), spare=True), dataset=dict(unequal=True)),
+    'bfloat16': dict(
+        model=dict(half=True, backbone=dict(with_cp=True)), optim_wrapper=dict(type='BFloat16OptimWrapper', **OURS)
+    ),
+}
+
+
+@DATASETS.register_module()
+class Noise(Dataset):
+    """Images of random values, in sizes that differ from step to step, or between the images of a step."""
+
+    def __init__(self, unequal=False):
+        self.unequal = unequal
+
+    def __len__(self):
+        return IMAGES
+
+    def __getitem__(self, i):
+        height = 24 + 16 * (i % BATCH if self.unequal else i // BATCH)
+        return dict(inputs=torch.randn(3, height, 56, generator=torch.Generator().manual_seed(i)))
+
+
+@MODELS.register_module()
+class Regressor(BaseModel):
+    """A backbone and a linear head on each map; the loss is the mean over the images, each taken on its own."""
+
+    def __init__(self, backbone, spare=False, half=False):
+        super().__init__()
+        self.backbone = MODELS.build(backbone)
+        channels = [self.backbone.arch.embed_dims * 2**i for i in self.backbone.out_indices]
+        self.head = nn.ModuleList(nn.Conv2d(size, 2, 1) for size in channels)
+        self.spare = nn.Linear(3, 5) if spare else None  # is never called
+        self.to(torch.float32 if half else torch.float64)
+
+    def init_weights(self):
+        super().init_weights()
+        generator = torch.Generator().manual_seed(1)
+        for parameter in self.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+    def extract_feat(self, image):
+        return self.backbone(image)
+
+    def forward(self, inputs, mode):
+        losses = []
+        for image in inputs:
+            maps = self.extract_feat(image.to(self.head[0].weight.dtype)[None])
+            losses.append(sum((head(x) - 1).square().mean() for head, x in zip(self.head, maps)))
+        return dict(loss=torch.stack(losses).mean())
+
+
+class Count(Hook):
+    """Notes the loss of each step, the norm of its gradients, and the bytes of what the optimizer has."""
+
+    def before_train(self, runner):
+        self.noted = dict(losses=[], norms=[])
+        runner.optim_wrapper.optimizer.register_step_pre_hook(self.count)
+
+    def count(self, optimizer, *_):
+        parameters = [p for group in optimizer.param_groups for p in group['params']]
+        self.noted['parameters'] = bytes_held(parameters)
+        self.noted['gradients'] = bytes_held(p.grad for p in parameters if p.grad is not None)
+        state = [x for entry in optimizer.state.values() for x in entry.values() if x.ndim]
+        self.noted['state'] = bytes_held(state)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.noted['losses'].append(float(outputs['loss']))
+        if 'train/grad_norm' in runner.message_hub.log_scalars:
+            self.noted['norms'].append(runner.message_hub.get_scalar('train/grad_norm').current())
+
+
+def train(run, folder, launcher='none', steps=STEPS, resume=False):
+    """Train, save a checkpoint after every second step, and return what `Count` noted."""
+    changes = RUNS[run]
+    optim_wrapper = dict(dict(type='OptimWrapper', optimizer=ADAMW), **changes.get('optim_wrapper', {}))
+    model = dict(dict(type='Regressor'), **changes.get('model', {}))
+    model['backbone'] = dict(BACKBONE, **model.get('backbone', {}))
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    sharded = dict(
+        runner_type='SwinV2FlexibleRunner',
+        strategy=dict(dict(type='SwinV2FSDPStrategy'), **changes.get('strategy', {})),
+    )
+    cfg = Config(
+        dict(
+            model=model,
+            work_dir=str(Path(folder, run)),
+            experiment_name=f'{run} {processes} {resume}',
+            train_dataloader=dict(
+                batch_size=BATCH // processes,
+                num_workers=0,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                dataset=dict(dict(type='Noise'), **changes.get('dataset', {})),
+            ),
+            optim_wrapper=optim_wrapper,
+            train_cfg=dict(by_epoch=False, max_iters=steps),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2)),
+            custom_hooks=[],
+            env_cfg=dict(),
+            randomness=dict(seed=0),
+            launcher=launcher,
+            resume=resume,
+            default_scope='mmengine',
+            **(sharded if processes > 1 else {}),
+        )
+    )
+    runner = runner_class(cfg).from_cfg(cfg)
+    count = Count()
+    runner.register_hook(count)
+    runner.prepare()
+    runner.train()
+    return count.noted
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    init_distributed(Config(), 'pytorch')
+    folder = Path(sys.argv[1])
+    for run in sys.argv[2:]:
+        noted = train(run, folder, 'pytorch')
+        noted['resumed'] = train(run, folder, 'pytorch', STEPS + 2, resume=True)['losses']
+        (folder / run / f'{dist.get_rank()}.json').write_text(json.dumps(noted))
+    dist.barrier()
+    os._exit(0)  # gloo can deadlock where it is torn down
