@@ -1,10 +1,13 @@
 """What test_sharding.py runs in several processes, and in one to compare with: a small model, trained by a runner.
 
-As a command, ``torchrun --nproc_per_node=N tests/sharded_runs.py FOLDER RUN [RUN ...]``, where a run is one of `RUNS`.
+As a command, ``torchrun --nproc_per_node=N tests/sharded_runs.py FOLDER ACTION [ACTION ...]``, with the name of a run, of
+`RUNS`, or of a function below. What each process notes is in ``FOLDER/ACTION/RANK.json``.
 """
 
+import itertools
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from mmengine.registry import DATASETS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
+from swinv2_mm import CheckpointError
 from swinv2_mm.engine.launch import init_distributed
 from swinv2_mm.engine.runner import runner_class
 from swinv2_mm.engine.sharding import bytes_held
@@ -28,9 +32,11 @@ BACKBONE = dict(
     window_size=4,
     drop_path_rate=0.0,
 )
+NUMBERS = itertools.count()  # make names of experiments unique, of which mmengine keeps state
 ADAMW = dict(type='AdamW', lr=1e-2, weight_decay=0.1)
 OURS = dict(constructor='SwinV2OptimWrapperConstructor')
 RUNS = {
+    'killed': {},
     'clipped': dict(optim_wrapper=dict(clip_grad=dict(max_norm=0.05))),
     'accumulated': dict(optim_wrapper=dict(accumulative_counts=2), strategy=dict(checkpoints='whole')),
     'layer decay': dict(
@@ -39,7 +45,8 @@ RUNS = {
     ),
     'unused parts': dict(model=dict(backbone=dict(out_indices=(0, 1)), spare=True), dataset=dict(unequal=True)),
     'bfloat16': dict(
-        model=dict(half=True, backbone=dict(with_cp=True)), optim_wrapper=dict(type='BFloat16OptimWrapper', **OURS)
+        model=dict(half=True, backbone=dict(with_cp=True)),
+        optim_wrapper=dict(type='BFloat16OptimWrapper', optimizer=dict(type='SGD', lr=1e-2)),
     ),
 }
 
@@ -103,60 +110,121 @@ class Count(Hook):
         self.noted['state'] = bytes_held(state)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.noted['losses'].append(float(outputs['loss']))
+        self.noted['losses'].append(float(outputs['loss'].detach()))
         if 'train/grad_norm' in runner.message_hub.log_scalars:
             self.noted['norms'].append(runner.message_hub.get_scalar('train/grad_norm').current())
 
 
-def train(run, folder, launcher='none', steps=STEPS, resume=False):
-    """Train, save a checkpoint after every second step, and return what `Count` noted."""
+class Killed(Hook):
+    """Kills the last process in the third step."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 2 and runner.rank == runner.world_size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build(run, folder, launcher='none', steps=STEPS, resume=False, **backbone):
+    """The runner of a run, which saves a checkpoint after every second step."""
     changes = RUNS[run]
-    optim_wrapper = dict(dict(type='OptimWrapper', optimizer=ADAMW), **changes.get('optim_wrapper', {}))
-    model = dict(dict(type='Regressor'), **changes.get('model', {}))
-    model['backbone'] = dict(BACKBONE, **model.get('backbone', {}))
     processes = dist.get_world_size() if dist.is_initialized() else 1
-    sharded = dict(
-        runner_type='SwinV2FlexibleRunner',
-        strategy=dict(dict(type='SwinV2FSDPStrategy'), **changes.get('strategy', {})),
-    )
     cfg = Config(
         dict(
-            model=model,
+            model=dict(
+                dict(type='Regressor', **changes.get('model', {})),
+                backbone=dict(BACKBONE, **changes.get('model', {}).get('backbone', {}), **backbone),
+            ),
             work_dir=str(Path(folder, run)),
-            experiment_name=f'{run} {processes} {resume}',
+            experiment_name=f'{run} {next(NUMBERS)}',
             train_dataloader=dict(
                 batch_size=BATCH // processes,
                 num_workers=0,
                 sampler=dict(type='DefaultSampler', shuffle=False),
-                dataset=dict(dict(type='Noise'), **changes.get('dataset', {})),
+                dataset=dict(type='Noise', **changes.get('dataset', {})),
             ),
-            optim_wrapper=optim_wrapper,
+            optim_wrapper=dict(dict(type='OptimWrapper', optimizer=ADAMW), **changes.get('optim_wrapper', {})),
             train_cfg=dict(by_epoch=False, max_iters=steps),
             default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2)),
-            custom_hooks=[],
             env_cfg=dict(),
             randomness=dict(seed=0),
             launcher=launcher,
             resume=resume,
             default_scope='mmengine',
-            **(sharded if processes > 1 else {}),
         )
     )
-    runner = runner_class(cfg).from_cfg(cfg)
-    count = Count()
+    if processes > 1:
+        cfg.runner_type = 'FlexibleRunner'
+        cfg.strategy = dict(type='SwinV2FSDPStrategy', **changes.get('strategy', {}))
+    return runner_class(cfg).from_cfg(cfg)
+
+
+def train(*args, **kwargs):
+    """Train. Returns what `Count` noted."""
+    runner, count = build(*args, **kwargs), Count()
     runner.register_hook(count)
     runner.prepare()
     runner.train()
     return count.noted
 
 
+def run_and_resume(run, folder):
+    noted = train(run, folder, 'pytorch')
+    return dict(noted, resumed=train(run, folder, 'pytorch', STEPS + 2, resume=True)['losses'])
+
+
+def kill_one(folder):
+    """Train until one process is killed."""
+    runner = build('killed', folder, 'pytorch')
+    runner.register_hook(Killed())
+    runner.prepare()
+    runner.train()
+
+
+def resume_killed(folder):
+    """Continue after `kill_one`."""
+    return train('killed', folder, 'pytorch', resume=True)
+
+
+def resume_clipped(folder):
+    """Continue a run of another number of processes."""
+    return train('clipped', folder / 'other', 'pytorch', STEPS + 2, resume=True)
+
+
+def mistakes(folder):
+    """The errors of checkpoints that do not fit, each in a fresh runner, in this process."""
+    init_cfg = dict(type='Pretrained', checkpoint=str(folder / 'small.pth'))
+    small = dict(BACKBONE['arch'], depths=(2, 2, 1, 2))
+    return [
+        error_of(build('clipped', folder / 'wrong', 'pytorch', init_cfg=init_cfg)),
+        error_of(build('clipped', folder, 'pytorch', STEPS + 2, resume=True, arch=small)),
+        error_of(build('accumulated', folder, 'pytorch', STEPS + 2, resume=True, arch=small)),
+    ]
+
+
+def error_of(runner):
+    try:
+        runner.prepare()
+        runner.train()
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def window_after_loading(folder):
+    """The pretrained windows that each process uses, of weights that one process has read."""
+    init_cfg = dict(type='Pretrained', checkpoint=str(folder / 'trained.pth'))
+    runner = build('clipped', folder / 'loaded', 'pytorch', init_cfg=init_cfg)
+    runner.prepare()
+    backbone = runner.strategy.model.backbone
+    return list(backbone.pretrained_window_sizes), backbone.pretrained_windows.tolist()
+
+
 if __name__ == '__main__':
     torch.set_num_threads(1)
     init_distributed(Config(), 'pytorch')
     folder = Path(sys.argv[1])
-    for run in sys.argv[2:]:
-        noted = train(run, folder, 'pytorch')
-        noted['resumed'] = train(run, folder, 'pytorch', STEPS + 2, resume=True)['losses']
-        (folder / run / f'{dist.get_rank()}.json').write_text(json.dumps(noted))
-    dist.barrier()
+    for action in sys.argv[2:]:
+        noted = run_and_resume(action, folder) if action in RUNS else globals()[action](folder)
+        (folder / action).mkdir(exist_ok=True)
+        (folder / action / f'{dist.get_rank()}.json').write_text(json.dumps(noted))
+        dist.barrier()
     os._exit(0)  # gloo can deadlock where it is torn down

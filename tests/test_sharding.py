@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,34 +11,48 @@ from pathlib import Path
 import pytest
 import sharded_runs
 import torch
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner
 from sharded_runs import RUNS, STEPS
 
-from swinv2_mm import compat
+from swinv2_mm import CheckpointError, SwinTransformerV2, SwinV2FlexibleRunner, compat
 from swinv2_mm.checkpoints import sharded
 from swinv2_mm.checkpoints.files import read_checkpoint
+from swinv2_mm.engine import run_folder
+from swinv2_mm.engine.runner import runner_class
+from swinv2_mm.engine.strategy import check_strategy, strategy_class
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(compat.torch_version < sharded.NEEDED, reason='needs a newer PyTorch')
+COMPARED = [run for run in RUNS if run != 'killed']
 
 
-def start(processes, folder, *runs):
-    """Start the runs; returns the process that starts them."""
-    command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--master-port=0']
+def start(processes, folder, *actions):
+    """Run actions of sharded_runs.py in several processes. Returns the exit code and the output."""
+    command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone']
+    command += [str(ROOT / 'tests/sharded_runs.py'), str(folder), *actions]
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    command = [*command, '--standalone', str(ROOT / 'tests/sharded_runs.py'), str(folder), *runs]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    return done.returncode, done.stdout
 
 
 @pytest.fixture(scope='module')
 def many(tmp_path_factory):
-    """The folders of runs in 2 and in 4 processes."""
-    folders = {processes: tmp_path_factory.mktemp(f'processes{processes}') for processes in (2, 4)}
-    runs = {2: list(RUNS), 4: ['clipped']}
-    for processes, folder in folders.items():
-        ended = start(processes, folder, *runs[processes])
-        output = ended.communicate()[0]
-        assert ended.returncode == 0, output[-4000:]
-    return folders
+    """The folders of runs in 2 and in 4 processes, of which the latter continue some of the former, and the output."""
+    two, four = (tmp_path_factory.mktemp(f'processes{processes}') for processes in (2, 4))
+    backbone = {**sharded_runs.BACKBONE, 'arch': dict(sharded_runs.BACKBONE['arch'], depths=(2, 2, 1, 2))}
+    backbone.pop('type')
+    torch.save(SwinTransformerV2(**backbone).state_dict(), two / 'small.pth')
+    trained = SwinTransformerV2(**{**backbone, 'arch': sharded_runs.BACKBONE['arch'], 'window_size': 3})
+    torch.save(trained.state_dict(), two / 'trained.pth')
+    code, output = start(2, two, *COMPARED, 'mistakes', 'window_after_loading', 'kill_one')
+    assert code == 1, output[-4000:]
+    shutil.copytree(two / 'clipped', four / 'other/clipped')
+    shutil.rmtree(four / 'other/clipped' / f'iter_{STEPS + 2}.pth')
+    shutil.copytree(two / 'killed', four / 'killed')
+    second = start(4, four, 'clipped', 'resume_clipped', 'resume_killed')
+    assert second[0] == 0, second[1][-4000:]
+    return {2: two, 4: four, 'output': output}
 
 
 @pytest.fixture(scope='module')
@@ -52,17 +68,21 @@ def one(tmp_path_factory):
     return one
 
 
-def noted_by(folder, run, processes):
-    return [json.loads((folder / run / f'{rank}.json').read_text()) for rank in range(processes)]
+def noted_by(folder, action, processes):
+    return [json.loads((folder / action / f'{rank}.json').read_text()) for rank in range(processes)]
 
 
-@pytest.mark.parametrize(('run', 'processes'), [*((run, 2) for run in RUNS), ('clipped', 4)])
+def mean(losses):
+    return torch.tensor(losses, dtype=torch.float64).mean(0)
+
+
+@pytest.mark.parametrize(('run', 'processes'), [*((run, 2) for run in COMPARED), ('clipped', 4)])
 def test_losses_and_weights_are_those_of_one_process(many, one, run, processes):
     expected, folder = one(run)
     noted = noted_by(many[processes], run, processes)
-    exact = dict(rtol=1e-9, atol=1e-12) if run != 'bfloat16' else dict(rtol=2e-3, atol=2e-4)
-    losses = torch.tensor([one['losses'] for one in noted], dtype=torch.float64).mean(0)
-    torch.testing.assert_close(losses, torch.tensor(expected['losses'], dtype=torch.float64), **exact)
+    exact = dict(rtol=1e-9, atol=1e-12) if run != 'bfloat16' else dict(rtol=1e-3, atol=1e-4)
+    losses = torch.tensor(expected['losses'], dtype=torch.float64)
+    torch.testing.assert_close(mean([one['losses'] for one in noted]), losses, **exact)
     assert [one['norms'] for one in noted] == [pytest.approx(expected['norms'], rel=1e-9)] * processes
     name = f'iter_{STEPS}.pth'
     ours, theirs = (read_checkpoint(path / name) for path in (many[processes] / run, folder))
@@ -70,3 +90,168 @@ def test_losses_and_weights_are_those_of_one_process(many, one, run, processes):
     torch.testing.assert_close(dict(ours['state_dict']), dict(theirs['state_dict']), **exact)
     assert ours['optimizer']['param_groups'] == theirs['optimizer']['param_groups']
     torch.testing.assert_close(ours['optimizer']['state'], theirs['optimizer']['state'], **exact)
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_each_process_holds_its_part_of_parameters_gradients_and_state(many, one, processes):
+    whole = one('clipped')[0]
+    assert whole['state'] == 2 * whole['parameters'] == 2 * whole['gradients']
+    noted = noted_by(many[processes], 'clipped', processes)
+    for kind in ('parameters', 'gradients', 'state'):
+        assert sum(one[kind] for one in noted) == whole[kind]
+        # rows of a tensor are not divided, so the first process may have one more of each
+        assert max(one[kind] for one in noted) < 1.02 * whole[kind] / processes
+
+
+@pytest.mark.parametrize('run', COMPARED)
+def test_a_resumed_run_goes_on_as_an_uninterrupted_one(many, tmp_path, run):
+    noted = noted_by(many[2], run, 2)
+    whole = sharded_runs.train(run, tmp_path, steps=STEPS + 2)['losses'][STEPS:]
+    tolerance = dict(rtol=1e-9, atol=0) if run != 'bfloat16' else dict(rtol=1e-3, atol=1e-4)
+    resumed = mean([one['resumed'] for one in noted])
+    torch.testing.assert_close(resumed, torch.tensor(whole, dtype=torch.float64), **tolerance)
+    if run == 'clipped':  # continued in four processes
+        resumed = mean([one['losses'] for one in noted_by(many[4], 'resume_clipped', 4)])
+        torch.testing.assert_close(resumed, torch.tensor(whole, dtype=torch.float64), **tolerance)
+
+
+def test_one_process_that_is_killed_ends_all_and_the_run_can_be_continued(many, one):
+    assert 'Signal 9 (SIGKILL) received' in many['output']
+    kept = sorted(path.name for path in (many[2] / 'killed').glob('*.pth'))
+    assert kept == ['iter_2.pth']
+    losses = mean([one['losses'] for one in noted_by(many[4], 'resume_killed', 4)])
+    expected = torch.tensor(one('killed')[0]['losses'][2:], dtype=torch.float64)
+    torch.testing.assert_close(losses, expected, rtol=1e-9, atol=0)
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line_in_all_processes(many):
+    first, second = noted_by(many[2], 'mistakes', 2)
+    assert first == second
+    initial, sharded_resume, whole_resume = first
+    assert 'small.pth' in initial and "the backbone has {'embed_dims': 16, 'depths': (2, 2, 2, 2)" in initial
+    assert 'iter_6.pth cannot be resumed with this config: the model has no state_dict.backbone.layers.2.blocks.1' in (
+        sharded_resume
+    )
+    assert 'iter_6.pth: ' in whole_resume and 'layers.2.blocks.1' in whole_resume
+    assert not any('\n' in error for error in first)
+
+
+def test_all_processes_know_the_windows_that_one_has_read(many):
+    assert noted_by(many[2], 'window_after_loading', 2) == [[[3, 3, 3, 3]] * 2] * 2
+
+
+def test_sharded_checkpoints_are_those_of_a_whole_run(many, one, load_tool, tmp_path, capsys, monkeypatch):
+    folder = many[2] / 'clipped' / f'iter_{STEPS}.pth'
+    assert sharded.is_sharded_checkpoint(folder)
+    theirs = read_checkpoint(one('clipped')[1] / folder.name)
+    ours = read_checkpoint(folder)
+    assert ours['meta']['iter'] == STEPS and ours['meta']['seed'] == 0
+    assert set(ours) == set(theirs) - {'param_schedulers'}
+    assert ours['state_dict']._metadata == theirs['state_dict']._metadata
+    assert run_folder.find_resume(many[2] / 'clipped', 'auto').endswith(f'iter_{STEPS + 2}.pth')
+    backbone = SwinTransformerV2(**{key: value for key, value in sharded_runs.BACKBONE.items() if key != 'type'})
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=str(folder))
+    backbone.double().init_weights()
+    for name, value in backbone.state_dict().items():
+        torch.testing.assert_close(value, theirs['state_dict'][f'backbone.{name}'])
+    for tool, *rest in (('inspect_checkpoint',), ('convert_checkpoint', str(tmp_path / 'backbone.pth'))):
+        monkeypatch.setattr(sys, 'argv', [tool, str(folder), *rest])
+        assert not load_tool(tool).main()
+    assert "arch={'embed_dims': 16" in capsys.readouterr().out
+    converted = read_checkpoint(tmp_path / 'backbone.pth')
+    name = 'layers.3.blocks.1.mlp.fc2.weight'
+    torch.testing.assert_close(converted[name], theirs['state_dict'][f'backbone.{name}'])
+
+
+class _Runs:
+    def __reduce__(self):
+        return os.system, ('true',)
+
+
+def test_no_code_in_a_sharded_checkpoint_runs(many, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(os, 'system', ran.append)
+    for damage, message in (
+        (lambda folder: (folder / '.metadata').write_bytes(pickle.dumps(_Runs())), 'which could run code'),
+        (lambda folder: (folder / '__0_0.distcp').write_bytes(b''), '__0_0.distcp is missing or truncated'),
+        (lambda folder: (folder / '__1_0.distcp').unlink(), '__1_0.distcp is missing or truncated'),
+        (lambda folder: (folder / '.metadata').write_bytes(b'x'), 'is truncated or not a checkpoint'),
+        (lambda folder: (folder / 'training_state.pth').write_bytes(b'x'), 'is truncated or not a checkpoint'),
+    ):
+        folder = tmp_path / 'iter_2.pth'
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(many[2] / 'killed/iter_2.pth', folder)
+        damage(folder)
+        with pytest.raises(CheckpointError, match=message) as error:
+            read_checkpoint(folder)
+        assert '\n' not in str(error.value) and not ran
+    with pytest.raises(CheckpointError, match='nothing to resume'):
+        run_folder.find_resume(tmp_path, 'auto')
+
+
+def config(**keys):
+    return Config(dict(dict(runner_type='FlexibleRunner', default_scope='mmengine'), **keys))
+
+
+@pytest.mark.parametrize(
+    ('keys', 'message'),
+    [
+        (dict(strategy=dict(type='SwinV2FSDPStrategy')), 'is for several processes, and there is one: start them with'),
+        (dict(strategy=dict(type='DDPStrategy')), 'is for several processes, and there is one'),
+        (
+            dict(strategy=dict(type='SwinV2FSDPStrategy'), custom_hooks=[dict(type='EMAHook')]),
+            r'custom_hooks\.0 of the config is EMAHook, which copies the whole model',
+        ),
+        (
+            dict(strategy=dict(type='SwinV2FSDPStrategy'), optim_wrapper=dict(type='AmpOptimWrapper')),
+            'use --amp bf16',
+        ),
+        (dict(compile=True), 'compile of the config has no effect in a FlexibleRunner'),
+        (dict(strategy=dict(type='FSDPStrategy')), 'strategy FSDPStrategy needs GPUs'),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
+def test_what_does_not_suit_a_strategy_is_one_line(keys, message):
+    runner_class(config(**keys))
+    with pytest.raises(ValueError, match=message) as error:
+        check_strategy(config(**keys))
+    assert '\n' not in str(error.value)
+
+
+def test_clipping_by_pieces_is_refused(monkeypatch):
+    monkeypatch.setattr('swinv2_mm.engine.strategy.is_cuda_available', lambda: True)
+    with pytest.raises(ValueError, match='each process would clip by the norm of its own piece'):
+        check_strategy(config(strategy=dict(type='FSDPStrategy'), optim_wrapper=dict(clip_grad=dict(max_norm=1))))
+
+
+@pytest.mark.parametrize(
+    ('keys', 'message'),
+    [
+        (dict(strategy=dict(type='DeepSpeedStrategy')), 'needs deepspeed, which is not installed: pip install deepspeed'),
+        (dict(strategy=dict(type='SwinV2FSDPStrateg')), "there is no strategy 'SwinV2FSDPStrateg': did you mean 'SwinV"),
+        (
+            dict(strategy=dict(type='SwinV2FSDPStrategy'), runner_type='Runner'),
+            "is for a FlexibleRunner, and runner_type is 'Runner', which would ignore it: set runner_type=",
+        ),
+        (
+            dict(strategy=dict(type='DDPStrategy'), runner_type='SwinV2FlexibleRunner'),
+            r"runner_type 'SwinV2FlexibleRunner' of the config needs strategy=dict\(type='SwinV2FSDPStrategy'\)",
+        ),
+    ],
+)
+def test_a_strategy_that_cannot_run_is_refused(keys, message):
+    with pytest.raises(ValueError, match=message) as error:
+        runner_class(config(**keys))
+    assert '\n' not in str(error.value)
+
+
+def test_an_old_pytorch_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion('2.5.1'))
+    with pytest.raises(ValueError, match=r'strategy SwinV2FSDPStrategy of the config needs PyTorch 2\.6 or later'):
+        strategy_class(dict(type='SwinV2FSDPStrategy'))
+
+
+def test_a_strategy_of_the_host_is_built_as_the_host_builds_it():
+    assert runner_class(config(strategy=dict(type='DDPStrategy'))) is FlexibleRunner
+    assert runner_class(config()) is FlexibleRunner
+    assert runner_class(config(strategy=dict(type='SwinV2FSDPStrategy'))) is SwinV2FlexibleRunner

@@ -11,6 +11,8 @@ from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.utils import apply_to
 from torch import Tensor, nn
 
+from .sharding import is_sharded
+
 CURE = 'and only that runs in bfloat16: train it in float32, with optim_wrapper.type=OptimWrapper and no --amp bf16'
 
 
@@ -45,12 +47,13 @@ def bfloat16_features(model: nn.Module):
     """
     extractors, ran = feature_extractors(model), []
     before = [vars(module).get('extract_feat') for module in extractors]
-    device = next(model.parameters()).device.type
+    parameter = next(model.parameters())
+    device, keeps_casts = parameter.device.type, not is_sharded(parameter)  # kept, they would be all weights in bfloat16
 
     def in_bfloat16(extract_feat):
         def extract(*args, **kwargs):
             ran.append(True)
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16, cache_enabled=keeps_casts):
                 features = extract_feat(*args, **kwargs)
             return apply_to(features, lambda x: isinstance(x, Tensor), Tensor.float)
 

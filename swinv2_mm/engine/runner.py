@@ -153,7 +153,7 @@ def runner_class(cfg: Config, base: type[Runner] = SwinV2Runner) -> type[Runner]
                 f"{strategy!r}: set that, or runner_type='FlexibleRunner'"
             )
         return found
-    if strategy:
+    if strategy and base is not Runner:
         raise ValueError(
             f'strategy {kind.__name__} of the config is for a FlexibleRunner, and runner_type is {named!r}, which would '
             "ignore it: set runner_type='FlexibleRunner', or leave the strategy out"

@@ -61,7 +61,7 @@ class SwinV2FSDPStrategy(DDPStrategy):
         if self.model_wrapper is not None:
             raise ValueError('strategy SwinV2FSDPStrategy wraps nothing: leave model_wrapper out')
         if self.world_size < 2:
-            raise ValueError(only_one_process('SwinV2FSDPStrategy'))
+            raise ValueError(_start_several('SwinV2FSDPStrategy'))
         self.checkpoints = checkpoints
         self.read = read_checkpoint  # what reads a whole checkpoint, in the first process
         self.load_weights: Callable[[nn.Module], None] = lambda model: None  # into the whole model, before it is sharded
@@ -224,13 +224,9 @@ def _know_windows(backbones):
         backbone.set_pretrained_window_sizes(backbone.pretrained_windows.tolist())
 
 
-def only_one_process(kind: str) -> str:
-    """What to do where a sharded run has one process."""
-    return (
-        f'strategy {kind} of the config shards the model among processes, and there is one: start several with torchrun '
-        "--nproc_per_node=N and --launcher pytorch, or train unsharded with --cfg-options runner_type=Runner "
-        'strategy=None'
-    )
+def _name(kind):
+    """The name of a class that a config names, by text or by itself."""
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def strategy_class(strategy: Mapping | None) -> type[BaseStrategy] | None:
@@ -242,7 +238,7 @@ def strategy_class(strategy: Mapping | None) -> type[BaseStrategy] | None:
     if not strategy:
         return None
     named = strategy.get('type') if isinstance(strategy, Mapping) else strategy
-    name = getattr(named, '__name__', str(named)).rpartition('.')[2]
+    name = _name(named)
     if name in SHARDED:
         compat.require(sharded.NEEDED, f'strategy {name} of the config')
     package = NEEDS.get(name)
@@ -267,19 +263,17 @@ def check_strategy(cfg: Config) -> None:
     kind = strategy_class(cfg.get('strategy'))
     if cfg.get('compile'):
         raise ValueError('compile of the config has no effect in a FlexibleRunner: leave it out, or use a Runner')
-    if kind is None or kind.__name__ == 'SingleDeviceStrategy':
+    if kind is None:
         return
-    if cfg.get('launcher', 'none') == 'none' or (kind.__name__ in SHARDED and not _has_several_processes()):
-        raise ValueError(only_one_process(kind.__name__))
     optim_wrapper = cfg.get('optim_wrapper') or {}
     if issubclass(kind, SwinV2FSDPStrategy):
         for i, hook in enumerate(cfg.get('custom_hooks') or []):
-            if str(getattr(hook.get('type'), '__name__', hook.get('type'))).rpartition('.')[2] == 'EMAHook':
+            if _name(hook.get('type')) == 'EMAHook':
                 raise ValueError(
                     f'custom_hooks.{i} of the config is EMAHook, which copies the whole model, and a sharded model '
                     'cannot be copied: leave it out, or train unsharded'
                 )
-        if str(getattr(optim_wrapper.get('type'), '__name__', optim_wrapper.get('type'))) == 'AmpOptimWrapper':
+        if _name(optim_wrapper.get('type')) == 'AmpOptimWrapper':
             raise ValueError(
                 'optim_wrapper AmpOptimWrapper of the config scales the loss, which is not made for sharded gradients: '
                 'use --amp bf16'
@@ -292,7 +286,14 @@ def check_strategy(cfg: Config) -> None:
                 'optim_wrapper.clip_grad of the config with strategy FSDPStrategy: each process would clip by the norm '
                 "of its own piece: use strategy.type='SwinV2FSDPStrategy'"
             )
+    if kind.__name__ != 'SingleDeviceStrategy' and not is_distributed():
+        raise ValueError(_start_several(kind.__name__))
+    if kind.__name__ in SHARDED and torch.distributed.get_world_size() < 2:
+        raise ValueError(_start_several(kind.__name__))
 
 
-def _has_several_processes():
-    return is_distributed() and torch.distributed.get_world_size() > 1
+def _start_several(kind):
+    return (
+        f'strategy {kind} of the config is for several processes, and there is one: start them with torchrun '
+        '--nproc_per_node=N and --launcher pytorch, or train in one with --cfg-options runner_type=Runner strategy=None'
+    )
