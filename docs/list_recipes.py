@@ -27,9 +27,10 @@ def table(models: list[dict]) -> str:
         tasks = ', '.join(task.lower() for task in model['Tasks'])
         row = (model['In Collection'], tasks, about['Training Data'], schedule)
         size, window = about['Architecture'][0][-1], about['Window Size']
-        link = f'[{size} {window}](../{model["Config"]})'
+        sharded = ' sharded' * ('FSDP' in about['Training Techniques'])
+        link = f'[{size} {window}{sharded}](../{model["Config"]})'
         is_front_door = model['Config'].count('/') == 1
-        rows.setdefault(row, []).append(('TSBLHG'.index(size), window, f'**{link}**' if is_front_door else link))
+        rows.setdefault(row, []).append(('TSBLHG'.index(size), window, sharded, f'**{link}**' if is_front_door else link))
     lines = ['| Method | Tasks | Data | Schedule | Size and window |', '|---|---|---|---|---|']
     for row in sorted(rows):
         links = ', '.join(link for *_, link in sorted(rows[row]))

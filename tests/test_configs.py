@@ -29,6 +29,16 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'configs').rglob('*.py'))
 SHARED = [path for path in CONFIGS if path.startswith('configs/_base_/')]
 RECIPES = [path for path in CONFIGS if not path.startswith(('configs/_base_/', 'configs/demo/'))]
+STRATEGY = 'configs/_base_/sharded.py'
+UNSHARDED = {  # by the sharded recipe, the one that it is otherwise
+    'configs/coco/dino-4scale_swinv2-l-w24_8xb2-fsdp-amp-12e_coco.py': (
+        'configs/coco/dino-4scale_swinv2-l-w24_8xb2-amp-12e_coco.py'
+    ),
+    'configs/coco/htc_swinv2-g-w32_fpn_fsdp-amp-ms-400-1400-72e_coco.py': (
+        'configs/coco/htc_swinv2-g-w32_fpn_amp-ms-400-1400-72e_coco.py'
+    ),
+    'configs/coco/htc_swinv2-l-w32_fpn_fsdp-amp-ms-400-1400-72e_coco.py': 'configs/htc_swinv2.py',
+}
 # What a recipe may be trained on, by the class of its data set. Another one needs a small one here, to train a step on.
 DATA = {'CocoDataset': 'COCO', 'CocoPanopticDataset': 'COCO', 'ADE20KDataset': 'ADE20K'}
 METRICS = {
@@ -146,7 +156,7 @@ def test_a_recipe_builds_as_it_is(recipe):
 
 
 def test_a_recipe_shares_what_is_shared_and_leaves_no_name_of_it_behind(recipes):
-    names = {name for path in SHARED for name in Config.fromfile(path)}
+    names = {name for path in SHARED if path != STRATEGY for name in Config.fromfile(path)}
     for recipe, cfg in recipes.items():
         assert not names & set(cfg), f'{recipe}: take it out of _base_ with pop'
         assert RELEASES not in Path(recipe).read_text(), f'{recipe}: inherit the file of configs/_base_'
@@ -272,7 +282,14 @@ def shrink_config(cfg):
     cfg.update(log_level='ERROR', randomness=dict(seed=0))
 
 
-@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_sharded_recipe_is_another_with_a_strategy(recipes):
+    assert {path for path, cfg in recipes.items() if 'strategy' in cfg} == set(UNSHARDED)
+    strategy = Config.fromfile(STRATEGY).to_dict()
+    for recipe, other in UNSHARDED.items():
+        assert recipes[recipe].to_dict() == {**recipes[other].to_dict(), **strategy}
+
+
+@pytest.mark.parametrize('recipe', [recipe for recipe in RECIPES if recipe not in UNSHARDED])
 @pytest.mark.usefixtures('no_traces')
 def test_a_shrunk_recipe_trains_and_is_tested(recipe, entries, coco, shapes, tmp_path, monkeypatch):
     cfg = launch.load_config(recipe)
@@ -316,6 +333,7 @@ def test_the_metafile_lists_every_recipe_as_it_is(recipes, entries):
         techniques = {
             wrapper.optimizer.type: True,
             'bfloat16': wrapper.type == 'BFloat16OptimWrapper',
+            'FSDP': 'strategy' in cfg,
             'Layer Decay': 'decay_rate' in wrapper.get('paramwise_cfg', {}),
         }
         assert model.name == Path(recipe).stem

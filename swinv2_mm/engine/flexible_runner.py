@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner
+from torch import nn
 
 from ..checkpoints.files import read_training_state
 from ..checkpoints.sharded import is_sharded_checkpoint
@@ -28,13 +29,20 @@ class SwinV2FlexibleRunner(Resumable, FlexibleRunner):
 
     STRATEGY = SwinV2FSDPStrategy
 
+    def train(self) -> nn.Module:
+        """Train. Errors are those of `prepare`; or a checkpoint can't be written."""
+        self.prepare()
+        return super().train()
+
     def prepare(self) -> None:
-        """Build the model and what training needs beside it, load weights, and shard it.
+        """Build the model and what training needs beside it, load weights, and shard it. `train` does it if need be.
 
         Raises:
             ValueError: an option of the optimizer is wrong, or the model can't train in bfloat16.
             CheckpointError: a checkpoint can't be read or does not fit.
         """
+        if self.model is getattr(self.strategy, 'model', None):
+            return
         self._train_loop = self.build_train_loop(self._train_loop)
         self.strategy.read, self.strategy.load_weights = self._read, self._load_whole
         self.strategy.prepare(
@@ -48,8 +56,9 @@ class SwinV2FlexibleRunner(Resumable, FlexibleRunner):
                 train_micro_batch_size_per_gpu=self.train_dataloader.batch_sampler.batch_size,
             ),
         )
+        self.model = self.strategy.model
         if isinstance(self.strategy.optim_wrapper, BFloat16OptimWrapper):
-            feature_extractors(self.strategy.model)
+            feature_extractors(self.model)
 
     def set_randomness(self, **options) -> None:
         """Seed all generators, and remember the seed."""

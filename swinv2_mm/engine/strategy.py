@@ -187,7 +187,8 @@ class SwinV2FSDPStrategy(DDPStrategy):
         tensors = {f'{sharded.WEIGHT}{name}': own for name, own in self.model.state_dict().items()}
         theirs = {name for name in held if name.startswith(sharded.WEIGHT)}
         for name in sorted(theirs ^ set(tensors)):
-            raise unresumable(folder, f'{"it lacks" if name in tensors else "the model has no"} {name}')
+            who = 'it lacks' if name in tensors else 'the model has no'
+            raise unresumable(folder, f'{who} {name[len(sharded.WEIGHT) :]}')
         if resume_optimizer:
             for name in sorted(set(held) - theirs):  # in the same order in all processes, as whatever they gather
                 tensors[name] = self._like(name, *held[name])

@@ -19,7 +19,9 @@ from collections.abc import Sequence
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from swinv2_tools.benchmark_work import peak_memory, reset_memory
 from swinv2_tools.model_costs import Cost, Row, Training, analyze, largest_batch, peak, total
+from swinv2_tools.sharding_costs import multiply_adds, share
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.arch import ARCHS
@@ -35,8 +37,17 @@ memory:
   counted: neck, head, losses, the CUDA context, workspaces of kernels, temporaries of the optimizer, fragmentation and
   rounding of the allocator. Leave room for them.
 
+sharded training:
+  --gpus N says what each of N GPUs holds and sends if the backbone is sharded as SwinV2FSDPStrategy does it, in float32.
+  "gathered" is the largest unit, five times: what is gathered of it and of the next, its gradient, and two buffers.
+  "sent" is what each GPU sends in a step, however large its batch is. --bandwidth and --tflops turn that into seconds.
+  "share" is the part of sending in the time of a step if nothing overlaps. PyTorch overlaps the two, and as long as
+  sending takes less time than computing, most of it can be hidden.
+
 example: python tools/analysis_tools/analyze_model.py tiny --size 800 1333 --window-size 16 --dtype bf16 --memory 16 24
          python tools/analysis_tools/analyze_model.py configs/mask_rcnn_swinv2.py --size 1024
+         python tools/analysis_tools/analyze_model.py giant --size 1536 --window-size 32 --dtype bf16 --with-cp
+           --memory 80 --gpus 8 16 32 64 --bandwidth 50 --tflops 200
 """
 HEADER = ('part', 'map', 'channels', 'blocks', 'heads', 'window', 'windows (sizes)', 'params M', 'GFLOPs')
 HEADER += ('attention', 'official', 'kept MiB', 'kernels')
@@ -76,6 +87,14 @@ def parse_args(argv=None):
     parser.add_argument(
         '--memory', nargs='+', type=float, default=[], metavar='GIB', help='also find the largest batch that fits'
     )
+    parser.add_argument(
+        '--measure', action='store_true', help='also run steps on one image, and say what they took of the memory'
+    )
+    parser.add_argument(
+        '--gpus', nargs='+', type=int, default=[], metavar='N', help='also sharded among so many, with --memory each'
+    )
+    parser.add_argument('--bandwidth', type=float, metavar='GB/S', help='that each GPU can send to others, with --gpus')
+    parser.add_argument('--tflops', type=float, metavar='N', help='of a GPU, as it reaches them in training, with --gpus')
     return parser.parse_args(argv)
 
 
@@ -162,6 +181,51 @@ def describe_batch(rows: Sequence[Row], memory: float) -> str:
     )
 
 
+def describe_measured(backbone: SwinTransformerV2, size: tuple[int, int], training: Training, rows: Sequence[Row]) -> str:
+    """Train for two steps on one image of random values, and say how much memory that took, beside what `peak` says."""
+    before = reset_memory(training.device)
+    backbone.to_empty(device=training.device)
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    for stage in backbone.layers:
+        stage.with_cp = training.with_cp
+    trained = [p for p in backbone.train().parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, foreach=False)
+    image = torch.randn(1, backbone.patch_embed.proj.in_channels, *size, device=training.device)
+    for _ in range(2):
+        with torch.autocast(training.device, torch.bfloat16, enabled=training.half):
+            maps = [x for x in backbone(image) if x.requires_grad]
+        torch.autograd.backward(maps, [torch.ones_like(x) for x in maps])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    taken, expected = peak_memory(training.device) - before, peak(rows, 1).total
+    return f'measured for a batch of 1: {taken / GIB:.2f} GiB in all; calculated: {expected / GIB:.2f} GiB'
+
+
+SHARDED = ('GPUs', 'batch per GPU', 'shards GiB', 'gathered GiB', 'activations GiB', 'in all GiB', 'sent GB')
+TIMED = ('sending s', 'computing s', 'share %')
+
+
+def describe_sharding(
+    backbone: SwinTransformerV2, rows: Sequence[Row], training: Training, memory: float, args: argparse.Namespace
+) -> str:
+    """A table of what each GPU holds and sends, a row for each number of GPUs."""
+    lines = [SHARDED + (TIMED if args.bandwidth and args.tflops else ())]
+    for number in args.gpus:
+        one = share(backbone, rows, number, int(memory * GIB))
+        sizes = (one.shards, one.gathered, one.activations, one.total)
+        line = [str(number), str(one.batch), *(f'{size / GIB:.2f}' for size in sizes), f'{one.sent / 1e9:.1f}']
+        if args.bandwidth and args.tflops:
+            sending = one.sent / args.bandwidth / 1e9
+            computing = max(one.batch, 1) * 2 * multiply_adds(rows, training.with_cp) / args.tflops / 1e12
+            line += [f'{sending:.2f}', f'{computing:.2f}', f'{100 * sending / (sending + computing):.0f}']
+        lines.append(tuple(line))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+    assumed = f', at {args.bandwidth:g} GB/s and {args.tflops:g} TFLOPS' if len(lines[0]) > len(SHARDED) else ''
+    return f'sharded, {memory:g} GiB per GPU{assumed}:\n{text}'
+
+
 def main() -> int:
     args = parse_args()
     try:
@@ -171,6 +235,12 @@ def main() -> int:
             )
         if args.memory and not 0 < min(args.memory) <= max(args.memory) < float('inf'):
             raise ValueError(f'--memory must be positive numbers of GiB, got {" ".join(map(str, args.memory))}')
+        if args.gpus and (min(args.gpus) < 2 or not args.memory):
+            raise ValueError(f'--gpus must be 2 or more, with --memory GIB of each, got {" ".join(map(str, args.gpus))}')
+        if args.measure and args.device == 'cuda' and not torch.cuda.is_available():
+            raise ValueError('--measure on cuda needs a GPU, and PyTorch finds none: add --device cpu')
+        if any(value is not None and not 0 < value < float('inf') for value in (args.bandwidth, args.tflops)):
+            raise ValueError(f'--bandwidth and --tflops must be positive, got {args.bandwidth} and {args.tflops}')
         backbone = build(args.model, args.window_size, args.with_cp)
         training = Training(args.dtype == 'bf16', args.device, backbone.layers[0].with_cp)
         height, width = args.size[0], args.size[-1]
@@ -182,8 +252,12 @@ def main() -> int:
         f'{args.model} at {height}x{width} pixels, batch 1, training in {args.dtype} on {args.device}{checkpointing}\n'
     )
     print(f'{table(rows)}\n\n{LEGEND}')
+    if args.measure:
+        print(f'\n{describe_measured(backbone, (height, width), training, rows)}')
     for memory in args.memory:
         print(f'\n{describe_batch(rows, memory)}')
+        if args.gpus:
+            print(f'\n{describe_sharding(backbone, rows, training, memory, args)}')
     return 0
 
 
