@@ -30,7 +30,8 @@ def table(models: list[dict]) -> str:
         sharded = ' sharded' * ('FSDP' in about['Training Techniques'])
         link = f'[{size} {window}{sharded}](../{model["Config"]})'
         is_front_door = model['Config'].count('/') == 1
-        rows.setdefault(row, []).append(('TSBLHG'.index(size), window, sharded, f'**{link}**' if is_front_door else link))
+        link = f'**{link}**' if is_front_door else link
+        rows.setdefault(row, []).append(('TSBLHG'.index(size), window, sharded, link))
     lines = ['| Method | Tasks | Data | Schedule | Size and window |', '|---|---|---|---|---|']
     for row in sorted(rows):
         links = ', '.join(link for *_, link in sorted(rows[row]))

@@ -1,7 +1,7 @@
 """Swin Transformer V2 for OpenMMLab.
 
-Importing the package registers the backbone, its optimizer constructor, its runners and its strategy with mmengine, and makes mmengine
-read checkpoints without running code from them.
+Importing the package registers the backbone, its optimizer constructor, its runners and its strategy with mmengine, and
+makes mmengine read checkpoints without running code from them.
 """
 
 import mmengine

@@ -1,7 +1,7 @@
 """What test_sharding.py runs in several processes, and in one to compare with: a small model, trained by a runner.
 
-As a command, ``torchrun --nproc_per_node=N tests/sharded_runs.py FOLDER ACTION [ACTION ...]``, with the name of a run, of
-`RUNS`, or of a function below. What each process notes is in ``FOLDER/ACTION/RANK.json``.
+As a command, ``torchrun --nproc_per_node=N tests/sharded_runs.py FOLDER ACTION [ACTION ...]``, an action being one of
+`RUNS` or a function below. What each process notes is in ``FOLDER/ACTION/RANK.json``.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from swinv2_mm.engine.launch import init_distributed
 from swinv2_mm.engine.runner import runner_class
 from swinv2_mm.engine.sharding import bytes_held
 
+ROOT = Path(__file__).parents[1]
 IMAGES, BATCH, STEPS = 8, 4, 4
 BACKBONE = dict(
     type='SwinTransformerV2',
@@ -217,6 +219,18 @@ def window_after_loading(folder):
     runner.prepare()
     backbone = runner.strategy.model.backbone
     return list(backbone.pretrained_window_sizes), backbone.pretrained_windows.tolist()
+
+
+def sent_in_a_step(folder):
+    """The bytes that this process sends in a training step of a backbone."""
+    sys.path[:0] = [str(ROOT / 'tools'), str(ROOT / 'tools/misc')]
+    import measure_sharding
+
+    arch = {key: value for key, value in BACKBONE['arch'].items() if key != 'type'}
+    strategy = measure_sharding.prepare(Namespace(arch=arch, window_size=4, checkpoint=None), str(folder / 'sent'))
+    with measure_sharding.Sent() as sent:
+        measure_sharding.step(strategy, 64, half=False)
+    return sent.bytes
 
 
 if __name__ == '__main__':

@@ -45,12 +45,12 @@ def many(tmp_path_factory):
     torch.save(SwinTransformerV2(**backbone).state_dict(), two / 'small.pth')
     trained = SwinTransformerV2(**{**backbone, 'arch': sharded_runs.BACKBONE['arch'], 'window_size': 3})
     torch.save(trained.state_dict(), two / 'trained.pth')
-    code, output = start(2, two, *COMPARED, 'mistakes', 'window_after_loading', 'kill_one')
+    code, output = start(2, two, *COMPARED, 'mistakes', 'window_after_loading', 'sent_in_a_step', 'kill_one')
     assert code == 1, output[-4000:]
     shutil.copytree(two / 'clipped', four / 'other/clipped')
     shutil.rmtree(four / 'other/clipped' / f'iter_{STEPS + 2}.pth')
     shutil.copytree(two / 'killed', four / 'killed')
-    second = start(4, four, 'clipped', 'resume_clipped', 'resume_killed')
+    second = start(4, four, 'clipped', 'resume_clipped', 'resume_killed', 'sent_in_a_step')
     assert second[0] == 0, second[1][-4000:]
     return {2: two, 4: four, 'output': output}
 
@@ -136,6 +136,16 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_in_all_processes(many):
 
 def test_all_processes_know_the_windows_that_one_has_read(many):
     assert noted_by(many[2], 'window_after_loading', 2) == [[[3, 3, 3, 3]] * 2] * 2
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_a_step_sends_what_is_calculated(many, load_tool, processes):
+    costs = load_tool('sharding_costs')
+    backbone = {key: value for key, value in sharded_runs.BACKBONE.items() if key not in ('type', 'drop_path_rate')}
+    with torch.device('meta'):
+        backbone = SwinTransformerV2(**backbone)
+    expected = sum(unit.sent for unit in costs.list_units(backbone, processes))
+    assert noted_by(many[processes], 'sent_in_a_step', processes) == [expected] * processes
 
 
 def test_sharded_checkpoints_are_those_of_a_whole_run(many, one, load_tool, tmp_path, capsys, monkeypatch):
@@ -225,8 +235,14 @@ def test_clipping_by_pieces_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ('keys', 'message'),
     [
-        (dict(strategy=dict(type='DeepSpeedStrategy')), 'needs deepspeed, which is not installed: pip install deepspeed'),
-        (dict(strategy=dict(type='SwinV2FSDPStrateg')), "there is no strategy 'SwinV2FSDPStrateg': did you mean 'SwinV"),
+        (
+            dict(strategy=dict(type='DeepSpeedStrategy')),
+            'needs deepspeed, which is not installed: pip install deepspeed',
+        ),
+        (
+            dict(strategy=dict(type='SwinV2FSDPStrateg')),
+            "there is no strategy 'SwinV2FSDPStrateg': did you mean 'SwinV",
+        ),
         (
             dict(strategy=dict(type='SwinV2FSDPStrategy'), runner_type='Runner'),
             "is for a FlexibleRunner, and runner_type is 'Runner', which would ignore it: set runner_type=",

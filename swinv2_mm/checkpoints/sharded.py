@@ -1,4 +1,4 @@
-"""Sharded checkpoints: folders that all processes of a run write together, in the format of `torch.distributed.checkpoint`.
+"""Sharded checkpoints: folders that all processes of a run write, in the format of `torch.distributed.checkpoint`.
 
 Such a folder has the weights and the tensors of the optimizer's state, each process's pieces in a file of its own, and
 everything else in `training_state.pth`. Read whole, it gives what a checkpoint file of the same run would hold. As with
@@ -56,7 +56,7 @@ def is_sharded_checkpoint(path: str | os.PathLike) -> bool:
 
 
 def shapes(folder: str | os.PathLike) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shape and dtype of every tensor in a sharded checkpoint, by name: ``state_dict.NAME`` or ``optimizer.INDEX.NAME``.
+    """Shape and dtype of every tensor in a sharded checkpoint, by its name: ``state_dict.NAME``, ``optimizer.I.NAME``.
 
     Raises:
         ValueError: PyTorch is too old.
@@ -107,7 +107,7 @@ def _reader(folder):
 
 
 def with_state(rest: Mapping, tensors: Mapping[str, Tensor]) -> dict:
-    """What `training_state.pth` holds, with the tensors put back to their places: the contents of a whole checkpoint."""
+    """What `training_state.pth` holds, with the tensors put back in their places: what a whole checkpoint holds."""
     checkpoint = dict(rest)
     weights = OrderedDict((name[len(WEIGHT) :], x) for name, x in tensors.items() if name.startswith(WEIGHT))
     weights._metadata = checkpoint.pop('versions', None)

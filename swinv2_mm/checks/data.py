@@ -82,7 +82,7 @@ def open_dataset(node: ConfigDict, source: str) -> BaseDataset | None:
     """
     kind = find(DATASETS, node.get('type'))
     known = tuple(filter(None, map(_imported, (COCO, SEGMENTATION))))
-    if not isinstance(kind, type) or not issubclass(kind, known) or _is_remote(node):
+    if not isinstance(kind, type) or not issubclass(kind, known) or has_remote_images(node):
         return None
     _check_classes(node, source)
     arguments = {key: value for key, value in node.items() if key not in ('type', '_scope_', 'pipeline', 'lazy_init')}
@@ -115,9 +115,18 @@ def _imported(name):
     return find(DATASETS, name) if name.split('.')[0] in sys.modules else None
 
 
-def _is_remote(node):
-    backend = (node.get('backend_args') or {}).get('backend', 'local')
-    return backend != 'local' or '://' in str(node.get('data_root') or '')
+def is_remote(node: Mapping) -> bool:
+    """Whether a data set or a metric reads its annotations through a backend of mmengine, not from a disk."""
+    return _has_backend(node) or '://' in str(node.get('data_root') or '')
+
+
+def has_remote_images(node: Mapping) -> bool:
+    """Whether a data set reads its images through a backend of mmengine, such as LMDB, not from a disk."""
+    return is_remote(node) or _has_backend(_step(node, 'LoadImageFromFile'))
+
+
+def _has_backend(node):
+    return (node.get('backend_args') or {}).get('backend', 'local') != 'local'
 
 
 def _step(node, name):
@@ -204,7 +213,7 @@ def _metric_files(cfg, split):
     files = {}
     for metric in evaluators:
         path = metric.get('ann_file') if isinstance(metric, Mapping) else None
-        if not path or _is_remote(metric) or str(metric.get('type')).split('.')[-1] != 'CocoMetric':
+        if not path or is_remote(metric) or str(metric.get('type')).split('.')[-1] != 'CocoMetric':
             continue
         if not os.path.isfile(path):
             raise ValueError(f'{path}, the ann_file of {split}_evaluator, does not exist: name that of the data set')

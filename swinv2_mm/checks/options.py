@@ -23,8 +23,8 @@ from .registered import did_you_mean, find, names, nearest, registries_of
 # What mmengine, mmdet, mmseg and these tools read at the top level of a config, besides arguments of the Runner.
 TOP_LEVEL = {
     *('activation_checkpointing', 'allow_missing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
-    *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn', 'test_pipeline', 'tta_model'),
-    *('tta_pipeline',),
+    *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'test_pipeline'),
+    *('tta_model', 'tta_pipeline'),
 }
 OF_DATALOADER = {'type', 'num_batch_per_epoch', 'disable_subprocess_warning'}
 OF_HOOKS = {'priority'}

@@ -48,7 +48,8 @@ def bfloat16_features(model: nn.Module):
     extractors, ran = feature_extractors(model), []
     before = [vars(module).get('extract_feat') for module in extractors]
     parameter = next(model.parameters())
-    device, keeps_casts = parameter.device.type, not is_sharded(parameter)  # kept, they would be all weights in bfloat16
+    device = parameter.device.type
+    keeps_casts = not is_sharded(parameter)  # else each process would hold all weights in bfloat16
 
     def in_bfloat16(extract_feat):
         def extract(*args, **kwargs):

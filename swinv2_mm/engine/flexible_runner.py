@@ -137,4 +137,3 @@ class SwinV2FlexibleRunner(Resumable, FlexibleRunner):
         except OSError as error:
             raise unwritable(path, error) from error
         self.outdated.pop(path, None)
-

@@ -24,7 +24,7 @@ from torch import nn
 from ..backbone import SwinTransformerV2
 from ..checkpoints.files import read_checkpoint
 from ..checkpoints.loading import fit_pretrained
-from ..checks.data import HOSTS, innermost_datasets
+from ..checks.data import HOSTS, has_remote_images, innermost_datasets, is_remote
 from ..checks.options import ConfigOptions, merge_options
 from ..messages import first_line
 from .model_weights import load_model, unwrapped
@@ -123,7 +123,7 @@ def set_data_root(cfg: Config, data_root: str) -> None:
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Check that the files and folders that the data sets of some splits name are there.
+    """Check that the files and folders that the data sets of some splits name are there, unless they are not on a disk.
 
     Args:
         cfg (Config): the config.
@@ -134,7 +134,9 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     """
     for dataset in innermost_datasets(cfg, splits):
         root = dataset.get('data_root') or ''
-        needed = [dataset.get('ann_file'), *dict(dataset.get('data_prefix') or {}).values()]
+        needed = [] if is_remote(dataset) else [dataset.get('ann_file')]
+        if not has_remote_images(dataset):
+            needed += dict(dataset.get('data_prefix') or {}).values()
         for path in (os.path.join(root, name) for name in needed if name):
             if not os.path.exists(path):
                 raise ValueError(f'{path} does not exist: put the data there or name its folder with --data-root')

@@ -1,4 +1,4 @@
-"""What our runners share: runs that resume as if they had not been interrupted, and checkpoints that stay until replaced.
+"""What our runners share: runs that resume as if never interrupted, and checkpoints that stay until the next is whole.
 
 Training draws its random numbers by position, not by history: an iteration and a sample are seeded by their place in
 the run. So no state of a generator needs to be saved, and data that was trained on before is not loaded again.

@@ -1,4 +1,4 @@
-"""An mmengine Runner that resumes an interrupted run as if it had not been interrupted, and whose checkpoints are whole."""
+"""An mmengine Runner that resumes an interrupted run as if it had not been, and which runner a config asks for."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def runner_class(cfg: Config, base: type[Runner] = SwinV2Runner) -> type[Runner]
     """The class of runner that a config asks for by ``runner_type`` and ``strategy``.
 
     For mmengine's `FlexibleRunner` that is `SwinV2FlexibleRunner` if the strategy is ours, and else `FlexibleRunner`
-    itself. Where ``base`` is mmengine's `Runner`, as in testing, a `FlexibleRunner` is not needed, and `Runner` is taken.
+    itself. Where ``base`` is mmengine's `Runner`, as in testing, that is taken in place of a `FlexibleRunner`.
 
     Args:
         cfg (Config): the config.
@@ -155,12 +155,12 @@ def runner_class(cfg: Config, base: type[Runner] = SwinV2Runner) -> type[Runner]
         return found
     if strategy and base is not Runner:
         raise ValueError(
-            f'strategy {kind.__name__} of the config is for a FlexibleRunner, and runner_type is {named!r}, which would '
-            "ignore it: set runner_type='FlexibleRunner', or leave the strategy out"
+            f'strategy {kind.__name__} of the config is for a FlexibleRunner, and runner_type is {named!r}, which '
+            "would ignore it: set runner_type='FlexibleRunner', or leave the strategy out"
         )
     if found is not Runner and not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(
-            f'runner_type {named!r} of the config derives from neither {base.__name__} nor FlexibleRunner: use the tools of '
-            f'{cfg.get("default_scope")} itself for this config, tools/train.py and tools/test.py'
+            f'runner_type {named!r} of the config derives from neither {base.__name__} nor FlexibleRunner: use the '
+            f'tools of {cfg.get("default_scope")} itself for this config, tools/train.py and tools/test.py'
         )
     return base if found is Runner else found

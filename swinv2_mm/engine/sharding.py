@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 import torch.distributed as dist
 from mmengine.config import ConfigDict
+from mmengine.dist import broadcast
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
 
 
 def with_backbones_on_meta(node: ConfigDict) -> ConfigDict:
-    """A copy of the config of a model whose `SwinTransformerV2` are built on the meta device, where they take no memory.
+    """A copy of a model's config that builds each `SwinTransformerV2` on the meta device, where it takes no memory.
 
     Other parts of a model may make tensors that are neither parameters nor buffers, such as anchors, so they need a
     real device.
@@ -67,8 +68,9 @@ def _build_on_meta(backbone):
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of a model by name, also buffers that no state dict has."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """The values of all parameters and buffers of a model by name, also of buffers that no state dict has."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: value.detach() for name, value in tensors}  # which stay on the CPU if the parameters leave it
 
 
 def scatter(own: Tensor, value: Tensor | None) -> None:
@@ -80,19 +82,15 @@ def scatter(own: Tensor, value: Tensor | None) -> None:
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    is_sharded = isinstance(own, DTensor)
-    device = own.to_local().device if is_sharded else own.device
     if dist.get_rank() == 0:
-        value = value.detach().to(device, own.dtype)
+        value = value.to(own.device, own.dtype).contiguous()
     else:
-        value = torch.empty(own.shape, dtype=own.dtype, device=device)
-    with torch.no_grad():
-        if is_sharded:
-            own.copy_(distribute_tensor(value, own.device_mesh, own.placements))
-        else:
-            value = value.contiguous()
-            dist.broadcast(value, 0)
-            own.copy_(value)
+        value = torch.empty(own.shape, dtype=own.dtype, device=own.device)
+    if isinstance(own, DTensor):
+        own.copy_(distribute_tensor(value, own.device_mesh, own.placements))
+    else:
+        broadcast(value)  # of mmengine, which moves it to a GPU and back if need be
+        own.copy_(value)
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

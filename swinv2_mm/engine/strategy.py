@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +52,9 @@ class SwinV2FSDPStrategy(DDPStrategy):
     def __init__(self, *, checkpoints: str = 'sharded', **kwargs):
         compat.require(sharded.NEEDED, 'strategy SwinV2FSDPStrategy')
         if checkpoints not in CHECKPOINTS:
-            raise ValueError(f'checkpoints of SwinV2FSDPStrategy must be {" or ".join(CHECKPOINTS)}, got {checkpoints!r}')
+            raise ValueError(
+                f'checkpoints of SwinV2FSDPStrategy must be {" or ".join(CHECKPOINTS)}, got {checkpoints!r}'
+            )
         try:
             super().__init__(**kwargs)
         except TypeError as error:
@@ -63,8 +64,9 @@ class SwinV2FSDPStrategy(DDPStrategy):
         if self.world_size < 2:
             raise ValueError(_start_several('SwinV2FSDPStrategy'))
         self.checkpoints = checkpoints
-        self.read = read_checkpoint  # what reads a whole checkpoint, in the first process
-        self.load_weights: Callable[[nn.Module], None] = lambda model: None  # into the whole model, before it is sharded
+        # The runner may replace both. The first process calls them: to read a whole checkpoint, and before sharding.
+        self.read: Callable[[str], dict] = read_checkpoint
+        self.load_weights: Callable[[nn.Module], None] = lambda model: None
 
     def build_model(self, model: nn.Module | Mapping) -> nn.Module:
         """Build the model: whole in the first process, in others with backbones on the meta device."""
@@ -74,7 +76,8 @@ class SwinV2FSDPStrategy(DDPStrategy):
 
     def _init_model_weights(self, model):
         def init():
-            model.init_weights()
+            if hasattr(model, 'init_weights'):
+                model.init_weights()
             self.load_weights(model)
 
         in_main_process(init)
@@ -94,7 +97,7 @@ class SwinV2FSDPStrategy(DDPStrategy):
                 backbone.to_empty(device=device)
         model.to(device)
         for name, own in named_tensors(model).items():
-            scatter(own, values.pop(name, None))
+            scatter(own, values.pop(name, None))  # so that the whole model leaves the first process piece by piece
         _know_windows(backbones)
         return model
 
@@ -157,21 +160,17 @@ class SwinV2FSDPStrategy(DDPStrategy):
             CheckpointError: it can't be read, or is not of this config.
         """
         schedulers = getattr(self, 'param_schedulers', None) if resume_param_scheduler else False
-        optim_wrapper = self.optim_wrapper if resume_optimizer else None
+
+        def checked(checkpoint):
+            check_training_state(checkpoint, filename, self.optim_wrapper if resume_optimizer else None, schedulers)
+            return checkpoint
+
         if sharded.is_sharded_checkpoint(filename):
-            checkpoint = self._load_sharded(filename, resume_optimizer)
-            check_training_state(checkpoint, filename, optim_wrapper, schedulers)
+            checkpoint = checked(self._load_sharded(filename, resume_optimizer))
             if callback is not None:
                 callback(checkpoint)
         else:
-
-            def checked():
-                checkpoint = self.read(filename)
-                check_training_state(checkpoint, filename, optim_wrapper, schedulers)
-                self._whole = sharded.without_state(checkpoint)
-                return self._whole[0]
-
-            checkpoint = self._scattered(in_main_process(checked))
+            checkpoint = self._scattered(lambda: checked(self.read(filename)))
         if resume_optimizer:
             self.load_optim_state_dict(checkpoint.pop('optimizer'))
         if schedulers:
@@ -200,10 +199,16 @@ class SwinV2FSDPStrategy(DDPStrategy):
         _know_windows(module for module in self.model.modules() if isinstance(module, SwinTransformerV2))
         return sharded.with_state(rest, tensors)
 
-    def _scattered(self, rest):
-        """The contents of a whole checkpoint that the first process read, without weights, its state in pieces."""
-        tensors = self.__dict__.pop('_whole', (None, {}))[1]
-        names = in_main_process(lambda: [(n, x.shape, x.dtype) for n, x in tensors.items() if n.startswith(sharded.STATE)])
+    def _scattered(self, read):
+        """The contents of a whole checkpoint without weights. The first process reads it, and scatters the state."""
+        tensors = {}
+
+        def described():
+            rest, found = sharded.without_state(read())
+            tensors.update((name, value) for name, value in found.items() if name.startswith(sharded.STATE))
+            return rest, [(name, value.shape, value.dtype) for name, value in tensors.items()]
+
+        rest, names = in_main_process(described)
         state = {name: self._like(name, shape, dtype) for name, shape, dtype in names}
         for name, own in state.items():
             scatter(own, tensors.get(name))

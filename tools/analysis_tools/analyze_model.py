@@ -38,7 +38,7 @@ memory:
   rounding of the allocator. Leave room for them.
 
 sharded training:
-  --gpus N says what each of N GPUs holds and sends if the backbone is sharded as SwinV2FSDPStrategy does it, in float32.
+  --gpus N says what each of N GPUs holds and sends where SwinV2FSDPStrategy shards the backbone, in float32.
   "gathered" is the largest unit, five times: what is gathered of it and of the next, its gradient, and two buffers.
   "sent" is what each GPU sends in a step, however large its batch is. --bandwidth and --tflops turn that into seconds.
   "share" is the part of sending in the time of a step if nothing overlaps. PyTorch overlaps the two, and as long as
@@ -94,7 +94,9 @@ def parse_args(argv=None):
         '--gpus', nargs='+', type=int, default=[], metavar='N', help='also sharded among so many, with --memory each'
     )
     parser.add_argument('--bandwidth', type=float, metavar='GB/S', help='that each GPU can send to others, with --gpus')
-    parser.add_argument('--tflops', type=float, metavar='N', help='of a GPU, as it reaches them in training, with --gpus')
+    parser.add_argument(
+        '--tflops', type=float, metavar='N', help='of a GPU, as it reaches them in training, with --gpus'
+    )
     return parser.parse_args(argv)
 
 
@@ -181,7 +183,9 @@ def describe_batch(rows: Sequence[Row], memory: float) -> str:
     )
 
 
-def describe_measured(backbone: SwinTransformerV2, size: tuple[int, int], training: Training, rows: Sequence[Row]) -> str:
+def describe_measured(
+    backbone: SwinTransformerV2, size: tuple[int, int], training: Training, rows: Sequence[Row]
+) -> str:
     """Train for two steps on one image of random values, and say how much memory that took, beside what `peak` says."""
     before = reset_memory(training.device)
     backbone.to_empty(device=training.device)
@@ -236,7 +240,9 @@ def main() -> int:
         if args.memory and not 0 < min(args.memory) <= max(args.memory) < float('inf'):
             raise ValueError(f'--memory must be positive numbers of GiB, got {" ".join(map(str, args.memory))}')
         if args.gpus and (min(args.gpus) < 2 or not args.memory):
-            raise ValueError(f'--gpus must be 2 or more, with --memory GIB of each, got {" ".join(map(str, args.gpus))}')
+            raise ValueError(
+                f'--gpus must be 2 or more, with --memory GIB of each, got {" ".join(map(str, args.gpus))}'
+            )
         if args.measure and args.device == 'cuda' and not torch.cuda.is_available():
             raise ValueError('--measure on cuda needs a GPU, and PyTorch finds none: add --device cpu')
         if any(value is not None and not 0 < value < float('inf') for value in (args.bandwidth, args.tflops)):

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from swinv2_tools.benchmark_work import peak_memory, reset_memory
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from swinv2_mm.arch import ARCHS
 from swinv2_mm.engine.launch import bad_input, init_distributed
@@ -29,12 +30,17 @@ from swinv2_mm.engine.sharding import bytes_held
 from swinv2_mm.engine.strategy import SwinV2FSDPStrategy
 
 MIB = 2**20
-LINE = '{:>7} {:>10} {:>10} {:>10} {:>11} {:>11} {:>10} {:>10}'
-HEADER = ('process', 'before', 'load peak', 'after', 'parameters', 'gradients', 'AdamW', 'step peak')
+LINE = '{:>7} {:>10} {:>10} {:>10} {:>11} {:>11} {:>10} {:>10} {:>10}'
+HEADER = ('process', 'before', 'load peak', 'after', 'parameters', 'gradients', 'AdamW', 'step peak', 'sent')
 EPILOG = """\
-MiB of each process. "before": with all imports and no model. "load peak": the most while the weights were initialised or
-read, and sharded; "after": what stayed. "parameters", "gradients", "AdamW": counted, the pieces of this process. "step
-peak": the most in the last of three steps. Resident memory on the CPU, allocated memory on a GPU.
+MiB of each process: resident on the CPU, on a GPU what PyTorch allocated.
+  before       with all imports and no model
+  load peak    the most while the weights were initialised or read, and sharded
+  after        what stayed
+  parameters, gradients, AdamW
+               counted, the pieces of this process
+  step peak    the most in the last of three steps
+  sent         to others in a step, counted
 
 example: torchrun --nproc_per_node=2 tools/misc/measure_sharding.py base --size 256 --window-size 16
 """
@@ -81,6 +87,19 @@ def step(strategy: SwinV2FSDPStrategy, size: int, half: bool) -> dict[str, int]:
     return held
 
 
+class Sent(TorchDispatchMode):
+    """Counts the bytes that this process sends to others whenever FSDP gathers parameters and scatters gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.name() in ('c10d::_allgather_base_', 'c10d::_reduce_scatter_base_'):
+            self.bytes += abs(args[0].nbytes - args[1].nbytes)  # the whole less this process's piece
+        return function(*args, **(kwargs or {}))
+
+
 def measure(args: argparse.Namespace) -> list:
     """The numbers of one line, in MiB."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -90,12 +109,15 @@ def measure(args: argparse.Namespace) -> list:
         dist.barrier()
         strategy = prepare(args, folder)
         loaded, after = peak_memory(device), reset_memory(device)
-        held, most = dict.fromkeys(('parameters', 'gradients', 'AdamW'), 0), 0
+        held, most, sent = dict.fromkeys(('parameters', 'gradients', 'AdamW'), 0), 0, Sent()
         for _ in range(3 if args.size else 0):
             reset_memory(device)
             held = step(strategy, args.size, args.dtype == 'bf16')
             most = peak_memory(device)
-    return [round(number / MIB) for number in (before, loaded, after, *held.values(), most)]
+        if args.size:
+            with sent:
+                step(strategy, args.size, args.dtype == 'bf16')
+    return [round(number / MIB) for number in (before, loaded, after, *held.values(), most, sent.bytes)]
 
 
 def main() -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from swinv2_tools.model_costs import FLOAT, Row, total
 from torch import nn
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.engine.sharding import units
+from swinv2_tools.model_costs import FLOAT, Row, total
 
 COPIES = 5  # of a unit: parameters of it and of the next, the buffer that gathers, its gradient, the one that scatters
 STATES = 3  # a gradient and AdamW's two moments, for each trained parameter
@@ -75,7 +75,9 @@ def share(backbone: SwinTransformerV2, rows: Sequence[Row], processes: int, avai
     """
     cut = list_units(backbone, processes)
     shards, rest = sum(unit.shard for unit in cut), 2 * cut[-1].whole  # which stays, and its gradient
-    gathered = [rest + COPIES * max((u.whole for u in cut if u.stage == i), default=0) for i in range(-1, len(rows) - 1)]
+    gathered = [
+        rest + COPIES * max((u.whole for u in cut if u.stage == i), default=0) for i in range(-1, len(rows) - 1)
+    ]
     rooms = [(available - shards - more - row.held_once) // row.held for row, more in zip(rows, gathered)]
     batch = max(0, min(rooms))
     held = [(max(batch, 1) * row.held + row.held_once, more) for row, more in zip(rows, gathered)]
