@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from swinv2_mm import CheckpointError
 from swinv2_mm.engine.launch import init_distributed
+from swinv2_mm.engine.model_weights import unwrapped
 from swinv2_mm.engine.runner import runner_class
 from swinv2_mm.engine.sharding import bytes_held
 
@@ -46,7 +47,9 @@ RUNS = {
         model=dict(backbone=dict(frozen_stages=2, with_cp=True)),
         optim_wrapper=dict(**OURS, paramwise_cfg=dict(decay_rate=0.8, custom_keys=dict(head=dict(lr_mult=2)))),
     ),
-    'unused parts': dict(model=dict(backbone=dict(out_indices=(0, 1)), spare=True), dataset=dict(unequal=True)),
+    'unused parts': dict(
+        model=dict(backbone=dict(out_indices=(0, 1), frozen_stages=1), spare=True), dataset=dict(unequal=True)
+    ),
     'bfloat16': dict(
         model=dict(half=True, backbone=dict(with_cp=True)),
         optim_wrapper=dict(type='BFloat16OptimWrapper', optimizer=dict(type='SGD', lr=1e-2)),
@@ -88,6 +91,7 @@ class Regressor(BaseModel):
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
     def extract_feat(self, image):
+        self.keeps_casts = torch.is_autocast_cache_enabled()
         return self.backbone(image)
 
     def forward(self, inputs, mode):
@@ -102,7 +106,7 @@ class Count(Hook):
     """Notes the loss of each step, the norm of its gradients, and the bytes of what the optimizer has."""
 
     def before_train(self, runner):
-        self.noted = dict(losses=[], norms=[])
+        self.noted = dict(losses=[], norms=[], keeps_casts=[])
         runner.optim_wrapper.optimizer.register_step_pre_hook(self.count)
 
     def count(self, optimizer, *_):
@@ -113,6 +117,7 @@ class Count(Hook):
         self.noted['state'] = bytes_held(state)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.noted['keeps_casts'].append(unwrapped(runner.model).keeps_casts)
         self.noted['losses'].append(float(outputs['loss'].detach()))
         if 'train/grad_norm' in runner.message_hub.log_scalars:
             self.noted['norms'].append(runner.message_hub.get_scalar('train/grad_norm').current())
@@ -126,7 +131,7 @@ class Killed(Hook):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def build(run, folder, launcher='none', steps=STEPS, resume=False, **backbone):
+def build(run, folder, launcher='none', steps=STEPS, resume=False, sharded=True, **backbone):
     """The runner of a run, which saves a checkpoint after every second step."""
     changes = RUNS[run]
     processes = dist.get_world_size() if dist.is_initialized() else 1
@@ -154,7 +159,9 @@ def build(run, folder, launcher='none', steps=STEPS, resume=False, **backbone):
             default_scope='mmengine',
         )
     )
-    if processes > 1:
+    if not sharded:
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, find_unused_parameters=True)
+    elif processes > 1:
         cfg.runner_type = 'FlexibleRunner'
         cfg.strategy = dict(type='SwinV2FSDPStrategy', **changes.get('strategy', {}))
     return runner_class(cfg).from_cfg(cfg)
@@ -172,6 +179,11 @@ def train(*args, **kwargs):
 def run_and_resume(run, folder):
     noted = train(run, folder, 'pytorch')
     return dict(noted, resumed=train(run, folder, 'pytorch', STEPS + 2, resume=True)['losses'])
+
+
+def data_parallel(folder):
+    """Train by DDP what has parts without gradients."""
+    return train('unused parts', folder / 'ddp', 'pytorch', sharded=False)
 
 
 def kill_one(folder):

@@ -327,6 +327,20 @@ def test_the_largest_batch_fits_and_one_more_does_not(tool):
     assert tool.largest_batch(rows, rows[-1].cost.parameters) == 0
 
 
+@pytest.mark.parametrize('processes', [2, 64])
+def test_of_a_sharded_backbone_the_largest_batch_fits_and_one_more_does_not(tool, processes):
+    backbone = tool.build('base')
+    rows = tool.analyze(backbone, (256, 256), tool.Training(half=True, with_cp=True))
+    share = tool.share(backbone, rows, processes, 4 * 2**30)
+    pieces = [math.ceil(p.shape[0] / processes) * p[0].numel() for p in backbone.parameters()]
+    assert share.shards == 16 * sum(pieces)
+    assert share.batch > 10 and share.total <= 4 * 2**30
+    one_more = tool.share(backbone, rows, processes, share.total + rows[1].held)
+    assert one_more.batch == share.batch + 1 and one_more.shards == share.shards
+    nothing = tool.share(backbone, rows, processes, share.shards)
+    assert nothing.batch == 0 and nothing.total > share.shards
+
+
 def test_stages_after_the_last_map_are_not_counted(tool):
     whole = tool.analyze(on_meta(arch=SMALL, out_indices=(0, 1, 2)), SIZE, tool.Training())
     rows = tool.analyze(on_meta(arch=SMALL, out_indices=(0,)), SIZE, tool.Training())
@@ -359,6 +373,26 @@ def test_the_command_line_prints_the_table_and_the_parts_of_the_batch(tool, monk
     assert sum(parts[:4]) == pytest.approx(parts[4], abs=0.03)
 
 
+def test_the_command_line_says_what_gpus_hold_and_send_and_what_a_step_takes(tool, monkeypatch, capsys):
+    sharded = ('--memory', 2, '--gpus', 2, 4, '--bandwidth', 10, '--tflops', 20)
+    code, out, _ = run(
+        tool, monkeypatch, capsys, 'tiny', '--size', 64, '--with-cp', '--device', 'cpu', '--measure', *sharded
+    )
+    assert code == 0
+    table = [line.split() for line in out[out.index('sharded, 2 GiB per GPU, at 10 GB/s') :].splitlines()[2:]]
+    backbone, training = tool.build('tiny'), tool.Training(device='cpu', with_cp=True)
+    rows = tool.analyze(backbone, (64, 64), training)
+    for processes, line in zip((2, 4), table):
+        share = tool.share(backbone, rows, processes, 2 * 2**30)
+        assert line[:2] == [str(processes), str(share.batch)]
+        assert float(line[6]) == pytest.approx(share.sent / 1e9, abs=0.06)
+        of_one = 4 * 2 * tool.total(row.cost for row in rows).flops / 20e12
+        assert float(line[-1]) == pytest.approx(100 / (1 + of_one / (share.sent / 10e9)), abs=0.6)
+    measured, calculated = (float(word) for word in re.findall(r'(\d+\.\d+) GiB', out[out.index('measured for') :])[:2])
+    assert calculated == pytest.approx(tool.peak(rows, 1).total / 2**30, abs=0.006)
+    assert 0.5 * calculated < measured < 3 * calculated
+
+
 def test_a_config_gives_its_backbone_without_its_weights(tool, monkeypatch, capsys):
     """And flags change it: the front door is of tiny and window 16."""
     flags = ('--size', 200, 300, '--window-size', 8, 8, 8, 4, '--with-cp', '--dtype', 'bf16')
@@ -379,6 +413,9 @@ def test_a_config_gives_its_backbone_without_its_weights(tool, monkeypatch, caps
         (('tiny', '--size', 256, '--window-size', 8, 8), 'window_size must be an int or 4 ints'),
         (('tiny', '--size', 256, '--memory', -1), '--memory must be positive numbers'),
         (('tiny', '--size', 256, '--memory', 'nan'), '--memory must be positive numbers'),
+        (('tiny', '--size', 256, '--gpus', 8), '--gpus must be 2 or more, with --memory GIB of each, got 8'),
+        (('tiny', '--size', 256, '--memory', 8, '--gpus', 1), '--gpus must be 2 or more'),
+        (('tiny', '--size', 256, '--memory', 8, '--gpus', 8, '--tflops', 0), '--bandwidth and --tflops must be posit'),
     ],
 )
 def test_a_mistake_costs_one_line_and_exit_code_2(tool, monkeypatch, capsys, args, message):

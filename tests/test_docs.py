@@ -2,7 +2,8 @@
 
 What recipes do in bfloat16 is done in float32, unless a command says `--amp`; test_configs.py trains them as they are.
 Benchmarks and the demo's comparison take long: their flags are checked here. `test_benchmark.py` runs benchmarks small,
-and `test_demo.py` and `test_measure_gpu.py` check what the others would run.
+and `test_demo.py` and `test_measure_gpu.py` check what the others would run. So are those of sharded training, which
+needs several processes (`test_sharding.py`), and of what computes with 3 billion parameters.
 """
 
 import re
@@ -29,7 +30,7 @@ PAGES = (
     'README.md',
     'CONTRIBUTING.md',
     *(f'docs/{name}.md' for name in ('getting_started', 'compatibility', 'checkpoints', 'transfer', 'recipes', 'faq')),
-    *('docs/performance.md', 'docs/reliability.md', 'docs/architecture.md'),
+    *('docs/performance.md', 'docs/reliability.md', 'docs/architecture.md', 'docs/scale.md'),
 )
 BY_CI = (
     'python3 tools/demo.py',
@@ -41,6 +42,7 @@ BY_CI = (
 LONG = (
     *('tools/analysis_tools/benchmark.py', 'tools/misc/measure_gpu.py', 'tools/demo.py'),
     *('tools/analysis_tools/compare_position_biases.py', 'tools/analysis_tools/compare_starts.py'),
+    'tools/misc/measure_sharding.py',
 )
 PRINTED = """
 python() { printf '%s\\x1f' python "$@"; echo; }
@@ -168,7 +170,8 @@ def test_a_command_runs(command, site, released, load_tool, monkeypatch, capsys)
         for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=port).items():
             monkeypatch.setenv(name, str(value))
     tool = load_tool(Path(command[script]).stem)
-    if command[script] in LONG:
+    is_sharded = any('strategy' in launch.load_config(word) for word in command if word.startswith('configs/'))
+    if command[script] in LONG or is_sharded or {'giant', '--measure'} & set(command):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)  # these are refused where no GPU is
         tool.parse_args(command[script + 1 :])
         return

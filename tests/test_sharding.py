@@ -45,7 +45,9 @@ def many(tmp_path_factory):
     torch.save(SwinTransformerV2(**backbone).state_dict(), two / 'small.pth')
     trained = SwinTransformerV2(**{**backbone, 'arch': sharded_runs.BACKBONE['arch'], 'window_size': 3})
     torch.save(trained.state_dict(), two / 'trained.pth')
-    code, output = start(2, two, *COMPARED, 'mistakes', 'window_after_loading', 'sent_in_a_step', 'kill_one')
+    code, output = start(
+        2, two, *COMPARED, 'mistakes', 'window_after_loading', 'sent_in_a_step', 'data_parallel', 'kill_one'
+    )
     assert code == 1, output[-4000:]
     shutil.copytree(two / 'clipped', four / 'other/clipped')
     shutil.rmtree(four / 'other/clipped' / f'iter_{STEPS + 2}.pth')
@@ -90,6 +92,17 @@ def test_losses_and_weights_are_those_of_one_process(many, one, run, processes):
     torch.testing.assert_close(dict(ours['state_dict']), dict(theirs['state_dict']), **exact)
     assert ours['optimizer']['param_groups'] == theirs['optimizer']['param_groups']
     torch.testing.assert_close(ours['optimizer']['state'], theirs['optimizer']['state'], **exact)
+
+
+def test_parts_without_gradients_do_not_stop_data_parallel_training(many, one):
+    losses = mean([one['losses'] for one in noted_by(many[2], 'data_parallel', 2)])
+    expected = torch.tensor(one('unused parts')[0]['losses'], dtype=torch.float64)
+    torch.testing.assert_close(losses, expected, rtol=1e-9, atol=0)
+
+
+def test_autocast_keeps_no_casts_of_sharded_weights(many, one):
+    assert one('bfloat16')[0]['keeps_casts'] == [True] * STEPS
+    assert [one['keeps_casts'] for one in noted_by(many[2], 'bfloat16', 2)] == [[False] * STEPS] * 2
 
 
 @pytest.mark.parametrize('processes', [2, 4])
@@ -213,6 +226,13 @@ def config(**keys):
         (
             dict(strategy=dict(type='SwinV2FSDPStrategy'), optim_wrapper=dict(type='AmpOptimWrapper')),
             'use --amp bf16',
+        ),
+        (
+            dict(
+                strategy=dict(type='SwinV2FSDPStrategy'),
+                default_hooks=dict(checkpoint=dict(backend_args=dict(backend='petrel'))),
+            ),
+            'a sharded model is saved to a disk',
         ),
         (dict(compile=True), 'compile of the config has no effect in a FlexibleRunner'),
         (dict(strategy=dict(type='FSDPStrategy')), 'strategy FSDPStrategy needs GPUs'),

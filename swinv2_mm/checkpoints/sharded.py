@@ -155,7 +155,13 @@ def write_sharded(checkpoint: Mapping, folder: str | os.PathLike, partial: str) 
         temporary.mkdir(parents=True)
     dist.barrier()
     rest, tensors = without_state(checkpoint)
-    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary))
+    try:
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary))
+    except dcp.CheckpointException as error:  # in all processes, of what went wrong in any
+        for failure, _ in error.failures.values():
+            if isinstance(failure, OSError):
+                raise OSError(failure.errno, failure.strerror, str(folder)) from error
+        raise
     if is_first:
         with open(temporary / REST, 'wb') as file:
             torch.save(rest, file)

@@ -279,6 +279,12 @@ def check_strategy(cfg: Config) -> None:
                     f'custom_hooks.{i} of the config is EMAHook, which copies the whole model, and a sharded model '
                     'cannot be copied: leave it out, or train unsharded'
                 )
+        saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        if saving.get('backend_args') or saving.get('file_client_args') or '://' in str(saving.get('out_dir')):
+            raise ValueError(
+                'default_hooks.checkpoint of the config saves through a file backend, and a sharded model is saved to '
+                'a disk: leave out_dir, backend_args and file_client_args out'
+            )
         if _name(optim_wrapper.get('type')) == 'AmpOptimWrapper':
             raise ValueError(
                 'optim_wrapper AmpOptimWrapper of the config scales the loss, which is not made for sharded gradients: '

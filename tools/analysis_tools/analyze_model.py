@@ -207,7 +207,7 @@ def describe_measured(
 
 
 SHARDED = ('GPUs', 'batch per GPU', 'shards GiB', 'gathered GiB', 'activations GiB', 'in all GiB', 'sent GB')
-TIMED = ('sending s', 'computing s', 'share %')
+TIMED = ('sending s', 'computing s', 'share %', 'share % at batch 1')
 
 
 def describe_sharding(
@@ -221,8 +221,10 @@ def describe_sharding(
         line = [str(number), str(one.batch), *(f'{size / GIB:.2f}' for size in sizes), f'{one.sent / 1e9:.1f}']
         if args.bandwidth and args.tflops:
             sending = one.sent / args.bandwidth / 1e9
-            computing = max(one.batch, 1) * 2 * multiply_adds(rows, training.with_cp) / args.tflops / 1e12
-            line += [f'{sending:.2f}', f'{computing:.2f}', f'{100 * sending / (sending + computing):.0f}']
+            of_one = 2 * multiply_adds(rows, training.with_cp) / args.tflops / 1e12
+            computing = max(one.batch, 1) * of_one
+            shares = (f'{100 * sending / (sending + seconds):.0f}' for seconds in (computing, of_one))
+            line += [f'{sending:.2f}', f'{computing:.2f}', *shares]
         lines.append(tuple(line))
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
