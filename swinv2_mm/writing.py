@@ -32,7 +32,7 @@ def whole(path: Path, partial: str | None = None, make_folder: bool = True, sync
             path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if sync:
-            _sync(temporary)
+            sync_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
@@ -41,10 +41,10 @@ def whole(path: Path, partial: str | None = None, make_folder: bool = True, sync
             temporary.unlink()
     if sync:
         with contextlib.suppress(OSError):  # not all file systems can sync a folder
-            _sync(path.parent)
+            sync_to_disk(path.parent)
 
 
-def _sync(path):
+def sync_to_disk(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -22,7 +22,6 @@ from mmengine.registry import DATASETS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
-from swinv2_mm import CheckpointError
 from swinv2_mm.engine.launch import init_distributed
 from swinv2_mm.engine.model_weights import unwrapped
 from swinv2_mm.engine.runner import runner_class
@@ -48,8 +47,9 @@ RUNS = {
         optim_wrapper=dict(**OURS, paramwise_cfg=dict(decay_rate=0.8, custom_keys=dict(head=dict(lr_mult=2)))),
     ),
     'unused parts': dict(
-        model=dict(backbone=dict(out_indices=(0, 1), frozen_stages=1), spare=True), dataset=dict(unequal=True)
+        model=dict(backbone=dict(out_indices=(0, 1), frozen_stages=1), spare='none'), dataset=dict(unequal=True)
     ),
+    'parts of some processes': dict(model=dict(spare='even'), find_unused_parameters=True),
     'bfloat16': dict(
         model=dict(half=True, backbone=dict(with_cp=True)),
         optim_wrapper=dict(type='BFloat16OptimWrapper', optimizer=dict(type='SGD', lr=1e-2)),
@@ -69,19 +69,23 @@ class Noise(Dataset):
 
     def __getitem__(self, i):
         height = 24 + 16 * (i % BATCH if self.unequal else i // BATCH)
-        return dict(inputs=torch.randn(3, height, 56, generator=torch.Generator().manual_seed(i)))
+        return dict(index=i, inputs=torch.randn(3, height, 56, generator=torch.Generator().manual_seed(i)))
 
 
 @MODELS.register_module()
 class Regressor(BaseModel):
-    """A backbone and a linear head on each map; the loss is the mean over the images, each taken on its own."""
+    """A backbone and a linear head on each map; the loss is the mean over the images, each taken on its own.
 
-    def __init__(self, backbone, spare=False, half=False):
+    A spare layer is for images of even index, which the first of two processes gets, or for none.
+    """
+
+    def __init__(self, backbone, spare=None, half=False, scalar=False):
         super().__init__()
         self.backbone = MODELS.build(backbone)
         channels = [self.backbone.arch.embed_dims * 2**i for i in self.backbone.out_indices]
         self.head = nn.ModuleList(nn.Conv2d(size, 2, 1) for size in channels)
-        self.spare = nn.Linear(3, 5) if spare else None  # is never called
+        self.spare, self.for_even = nn.Linear(3, 5) if spare else None, spare == 'even'
+        self.scale = nn.Parameter(torch.ones(())) if scalar else None
         self.to(torch.float32 if half else torch.float64)
 
     def init_weights(self):
@@ -94,11 +98,13 @@ class Regressor(BaseModel):
         self.keeps_casts = torch.is_autocast_cache_enabled()
         return self.backbone(image)
 
-    def forward(self, inputs, mode):
+    def forward(self, inputs, index, mode):
         losses = []
-        for image in inputs:
+        for i, image in zip(index, inputs):
             maps = self.extract_feat(image.to(self.head[0].weight.dtype)[None])
             losses.append(sum((head(x) - 1).square().mean() for head, x in zip(self.head, maps)))
+            if self.for_even and i % 2 == 0:
+                losses[-1] = losses[-1] + self.spare(image.to(losses[-1].dtype).mean((1, 2))).square().mean()
         return dict(loss=torch.stack(losses).mean())
 
 
@@ -157,6 +163,7 @@ def build(run, folder, launcher='none', steps=STEPS, resume=False, sharded=True,
             launcher=launcher,
             resume=resume,
             default_scope='mmengine',
+            find_unused_parameters=changes.get('find_unused_parameters', False),
         )
     )
     if not sharded:
@@ -200,15 +207,23 @@ def resume_killed(folder):
 
 
 def resume_clipped(folder):
-    """Continue a run of another number of processes."""
+    """Continue a run of another number of processes, from a sharded checkpoint."""
     return train('clipped', folder / 'other', 'pytorch', STEPS + 2, resume=True)
+
+
+def resume_accumulated(folder):
+    """The same, from a whole one."""
+    return train('accumulated', folder / 'other', 'pytorch', STEPS + 2, resume=True)
 
 
 def mistakes(folder):
     """The errors of checkpoints that do not fit, each in a fresh runner, in this process."""
     init_cfg = dict(type='Pretrained', checkpoint=str(folder / 'small.pth'))
     small = dict(BACKBONE['arch'], depths=(2, 2, 1, 2))
+    scalar = build('clipped', folder / 'wrong', 'pytorch')
+    scalar.model['scalar'] = True
     return [
+        error_of(scalar),
         error_of(build('clipped', folder / 'wrong', 'pytorch', init_cfg=init_cfg)),
         error_of(build('clipped', folder, 'pytorch', STEPS + 2, resume=True, arch=small)),
         error_of(build('accumulated', folder, 'pytorch', STEPS + 2, resume=True, arch=small)),
@@ -219,7 +234,7 @@ def error_of(runner):
     try:
         runner.prepare()
         runner.train()
-    except CheckpointError as error:
+    except ValueError as error:
         return str(error)
     return None
 

@@ -236,6 +236,20 @@ def test_a_run_that_ends_within_an_epoch_is_resumed_there(build, tmp_path):
     assert (continued.epoch, continued.iter) == (2, 6)
 
 
+@pytest.mark.parametrize(('before', 'after'), [(2, 4), (4, 2)])
+def test_a_run_resumed_with_epochs_of_another_length_trains_all_that_is_left(build, before, after):
+    """As with another number of processes: an epoch then has fewer or more batches."""
+
+    def loader(batch_size):
+        sampler = dict(type='DefaultSampler', shuffle=False)
+        return dict(batch_size=batch_size, num_workers=0, dataset=Noise(), sampler=sampler)
+
+    build(by_epoch=True, length=2, train_dataloader=loader(before)).train()
+    continued = build(by_epoch=True, length=4, train_dataloader=loader(after), resume=True)
+    continued.train()
+    assert [sample[0] for batch, _ in continued.model.seen for sample in batch] == 2 * list(range(12))
+
+
 def test_resuming_loads_no_sample_that_was_trained(build, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build(stop=7).train()

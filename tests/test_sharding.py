@@ -1,5 +1,6 @@
 """Training with sharded parameters gives the losses and weights of one process, in a fraction of its memory."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -14,13 +15,14 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner
 from sharded_runs import RUNS, STEPS
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from swinv2_mm import CheckpointError, SwinTransformerV2, SwinV2FlexibleRunner, compat
 from swinv2_mm.checkpoints import sharded
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.engine import run_folder
 from swinv2_mm.engine.runner import runner_class
-from swinv2_mm.engine.strategy import check_strategy, strategy_class
+from swinv2_mm.engine.strategy_checks import check_strategy, strategy_class
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(compat.torch_version < sharded.NEEDED, reason='needs a newer PyTorch')
@@ -36,10 +38,24 @@ def start(processes, folder, *actions):
     return done.returncode, done.stdout
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def many(tmp_path_factory):
-    """The folders of runs in 2 and in 4 processes, of which the latter continue some of the former, and the output."""
-    two, four = (tmp_path_factory.mktemp(f'processes{processes}') for processes in (2, 4))
+    """The folders of runs in 2 and in 4 processes, of which the latter continue some of the former."""
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent  # of all workers: one of them starts the runs, and others wait for it
+    folders = {processes: folder / f'processes{processes}' for processes in (2, 4)}
+    with open(folder / 'sharding.lock', 'a+') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if not lock.read():
+            run_all(*folders.values())
+            lock.write('done')
+    return folders
+
+
+def run_all(two, four):
+    two.mkdir()
     backbone = {**sharded_runs.BACKBONE, 'arch': dict(sharded_runs.BACKBONE['arch'], depths=(2, 2, 1, 2))}
     backbone.pop('type')
     torch.save(SwinTransformerV2(**backbone).state_dict(), two / 'small.pth')
@@ -49,22 +65,23 @@ def many(tmp_path_factory):
         2, two, *COMPARED, 'mistakes', 'window_after_loading', 'sent_in_a_step', 'data_parallel', 'kill_one'
     )
     assert code == 1, output[-4000:]
-    shutil.copytree(two / 'clipped', four / 'other/clipped')
-    shutil.rmtree(four / 'other/clipped' / f'iter_{STEPS + 2}.pth')
+    last = f'iter_{STEPS + 2}.pth'
+    for run in ('clipped', 'accumulated'):
+        shutil.copytree(two / run, four / 'other' / run, ignore=lambda *_: [last])
     shutil.copytree(two / 'killed', four / 'killed')
-    second = start(4, four, 'clipped', 'resume_clipped', 'resume_killed', 'sent_in_a_step')
+    second = start(4, four, 'clipped', 'resume_clipped', 'resume_accumulated', 'resume_killed', 'sent_in_a_step')
     assert second[0] == 0, second[1][-4000:]
-    return {2: two, 4: four, 'output': output}
+    (two / 'output.txt').write_text(output)
 
 
 @pytest.fixture(scope='module')
 def one(tmp_path_factory):
-    """What one process notes in a run, and its folder."""
+    """What one process notes in a run of two more steps, and its folder."""
     folder, noted = tmp_path_factory.mktemp('one'), {}
 
     def one(run):
         if run not in noted:
-            noted[run] = sharded_runs.train(run, folder)
+            noted[run] = sharded_runs.train(run, folder, steps=STEPS + 2)
         return noted[run], folder / run
 
     return one
@@ -83,9 +100,9 @@ def test_losses_and_weights_are_those_of_one_process(many, one, run, processes):
     expected, folder = one(run)
     noted = noted_by(many[processes], run, processes)
     exact = dict(rtol=1e-9, atol=1e-12) if run != 'bfloat16' else dict(rtol=1e-3, atol=1e-4)
-    losses = torch.tensor(expected['losses'], dtype=torch.float64)
+    losses = torch.tensor(expected['losses'][:STEPS], dtype=torch.float64)
     torch.testing.assert_close(mean([one['losses'] for one in noted]), losses, **exact)
-    assert [one['norms'] for one in noted] == [pytest.approx(expected['norms'], rel=1e-9)] * processes
+    assert [one['norms'] for one in noted] == [pytest.approx(expected['norms'][:STEPS], rel=1e-9)] * processes
     name = f'iter_{STEPS}.pth'
     ours, theirs = (read_checkpoint(path / name) for path in (many[processes] / run, folder))
     assert list(ours['state_dict']) == list(theirs['state_dict'])
@@ -96,12 +113,12 @@ def test_losses_and_weights_are_those_of_one_process(many, one, run, processes):
 
 def test_parts_without_gradients_do_not_stop_data_parallel_training(many, one):
     losses = mean([one['losses'] for one in noted_by(many[2], 'data_parallel', 2)])
-    expected = torch.tensor(one('unused parts')[0]['losses'], dtype=torch.float64)
+    expected = torch.tensor(one('unused parts')[0]['losses'][:STEPS], dtype=torch.float64)
     torch.testing.assert_close(losses, expected, rtol=1e-9, atol=0)
 
 
 def test_autocast_keeps_no_casts_of_sharded_weights(many, one):
-    assert one('bfloat16')[0]['keeps_casts'] == [True] * STEPS
+    assert one('bfloat16')[0]['keeps_casts'] == [True] * (STEPS + 2)
     assert [one['keeps_casts'] for one in noted_by(many[2], 'bfloat16', 2)] == [[False] * STEPS] * 2
 
 
@@ -117,30 +134,34 @@ def test_each_process_holds_its_part_of_parameters_gradients_and_state(many, one
 
 
 @pytest.mark.parametrize('run', COMPARED)
-def test_a_resumed_run_goes_on_as_an_uninterrupted_one(many, tmp_path, run):
+def test_a_resumed_run_goes_on_as_an_uninterrupted_one(many, one, tmp_path, run):
     noted = noted_by(many[2], run, 2)
-    whole = sharded_runs.train(run, tmp_path, steps=STEPS + 2)['losses'][STEPS:]
+    whole = one(run)[0]['losses'][STEPS:]
     tolerance = dict(rtol=1e-9, atol=0) if run != 'bfloat16' else dict(rtol=1e-3, atol=1e-4)
     resumed = mean([one['resumed'] for one in noted])
     torch.testing.assert_close(resumed, torch.tensor(whole, dtype=torch.float64), **tolerance)
-    if run == 'clipped':  # continued in four processes
-        resumed = mean([one['losses'] for one in noted_by(many[4], 'resume_clipped', 4)])
+    if run in ('clipped', 'accumulated'):  # sharded and whole, continued in four processes and in one
+        resumed = mean([one['losses'] for one in noted_by(many[4], f'resume_{run}', 4)])
         torch.testing.assert_close(resumed, torch.tensor(whole, dtype=torch.float64), **tolerance)
+        shutil.copytree(many[2] / run, tmp_path / run, ignore=lambda *_: [f'iter_{STEPS + 2}.pth'])
+        resumed = sharded_runs.train(run, tmp_path, steps=STEPS + 2, resume=True)['losses']
+        assert resumed == pytest.approx(whole, rel=1e-9)
 
 
 def test_one_process_that_is_killed_ends_all_and_the_run_can_be_continued(many, one):
-    assert 'Signal 9 (SIGKILL) received' in many['output']
+    assert 'Signal 9 (SIGKILL) received' in (many[2] / 'output.txt').read_text()
     kept = sorted(path.name for path in (many[2] / 'killed').glob('*.pth'))
     assert kept == ['iter_2.pth']
     losses = mean([one['losses'] for one in noted_by(many[4], 'resume_killed', 4)])
-    expected = torch.tensor(one('killed')[0]['losses'][2:], dtype=torch.float64)
+    expected = torch.tensor(one('killed')[0]['losses'][2:STEPS], dtype=torch.float64)
     torch.testing.assert_close(losses, expected, rtol=1e-9, atol=0)
 
 
 def test_a_checkpoint_that_does_not_fit_is_one_line_in_all_processes(many):
     first, second = noted_by(many[2], 'mistakes', 2)
     assert first == second
-    initial, sharded_resume, whole_resume = first
+    scalar, initial, sharded_resume, whole_resume = first
+    assert scalar.startswith('scale of the model has no dimension to cut it along')
     assert "small.pth: it has arch={'embed_dims': 16, 'depths': (2, 2, 1, 2)" in initial
     assert 'clipped/iter_6.pth cannot be resumed with this config: the model has no backbone.layers.2' in sharded_resume
     assert "iter_6.pth: backbone: it has arch={'embed_dims': 16, 'depths': (2, 2, 2, 2)" in whole_resume
@@ -184,6 +205,10 @@ def test_sharded_checkpoints_are_those_of_a_whole_run(many, one, load_tool, tmp_
     torch.testing.assert_close(converted[name], theirs['state_dict'][f'backbone.{name}'])
 
 
+def overwrite(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
 class _Runs:
     def __reduce__(self):
         return os.system, ('true',)
@@ -192,7 +217,13 @@ class _Runs:
 def test_no_code_in_a_sharded_checkpoint_runs(many, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(os, 'system', ran.append)
+    bytes_of = dict(state_dict_metadata={'state_dict.x': BytesStorageMetadata()}, planner_data=None)
     for damage, message in (
+        (
+            lambda folder: (folder / '.metadata').write_bytes(pickle.dumps(Metadata(**bytes_of))),
+            'BytesStorageMetadata in the place of weights, which could run code',
+        ),
+        (lambda folder: overwrite(folder / '__0_0.distcp'), 'is truncated or not a checkpoint'),
         (lambda folder: (folder / '.metadata').write_bytes(pickle.dumps(_Runs())), 'which could run code'),
         (lambda folder: (folder / '__0_0.distcp').write_bytes(b''), '__0_0.distcp is missing or truncated'),
         (lambda folder: (folder / '__1_0.distcp').unlink(), '__1_0.distcp is missing or truncated'),
@@ -234,6 +265,23 @@ def config(**keys):
             ),
             'a sharded model is saved to a disk',
         ),
+        (
+            dict(
+                strategy=dict(type='SwinV2FSDPStrategy'),
+                val_cfg=dict(type='ValLoop'),
+                model=dict(test_cfg=dict(mode='slide')),
+            ),
+            r"model\.test_cfg\.mode of the config is 'slide'",
+        ),
+        (
+            dict(
+                strategy=dict(type='SwinV2FSDPStrategy'),
+                val_cfg=dict(type='ValLoop'),
+                val_dataloader=dict(sampler=dict(type='DefaultSampler', round_up=False)),
+                model=dict(),
+            ),
+            'need equally many images',
+        ),
         (dict(compile=True), 'compile of the config has no effect in a FlexibleRunner'),
         (dict(strategy=dict(type='FSDPStrategy')), 'strategy FSDPStrategy needs GPUs'),
     ],
@@ -247,7 +295,7 @@ def test_what_does_not_suit_a_strategy_is_one_line(keys, message):
 
 
 def test_clipping_by_pieces_is_refused(monkeypatch):
-    monkeypatch.setattr('swinv2_mm.engine.strategy.is_cuda_available', lambda: True)
+    monkeypatch.setattr('swinv2_mm.engine.strategy_checks.is_cuda_available', lambda: True)
     with pytest.raises(ValueError, match='each process would clip by the norm of its own piece'):
         check_strategy(config(strategy=dict(type='FSDPStrategy'), optim_wrapper=dict(clip_grad=dict(max_norm=1))))
 
@@ -266,6 +314,10 @@ def test_clipping_by_pieces_is_refused(monkeypatch):
         (
             dict(strategy=dict(type='SwinV2FSDPStrategy'), runner_type='Runner'),
             "is for a FlexibleRunner, and runner_type is 'Runner', which would ignore it: set runner_type=",
+        ),
+        (
+            dict(strategy='SwinV2FSDPStrategy'),
+            "strategy of the config is 'SwinV2FSDPStrategy': must be a dict with its type",
         ),
         (
             dict(strategy=dict(type='DDPStrategy'), runner_type='SwinV2FlexibleRunner'),

@@ -11,9 +11,9 @@ from swinv2_tools.startup import check_config, check_data_contents, errors_in_on
 
 from swinv2_mm import CheckpointError
 from swinv2_mm.engine import launch, run_folder
-from swinv2_mm.engine.main_process import in_main_process
 from swinv2_mm.engine.runner import runner_class
-from swinv2_mm.engine.strategy import check_strategy
+from swinv2_mm.engine.strategy_checks import check_strategy
+from swinv2_mm.main_process import in_main_process
 
 
 def parse_args(argv=None):
@@ -45,6 +45,10 @@ def prepare(args):
         ValueError: a flag, the config, the data or a checkpoint is wrong; the message says what to do.
     """
     cfg = read_config(args)
+
+    def check_backbone():
+        launch.check_backbone(cfg)
+
     if args.prefix and (args.checkpoint or 'none').lower() == 'none':
         raise ValueError(f'--prefix {args.prefix} chooses a backbone in the file of --checkpoint: pass that too')
     if args.checkpoint:
@@ -62,7 +66,7 @@ def prepare(args):
         cfg.load_from = in_main_process(lambda: run_folder.find_resume(cfg.work_dir, args.resume))
         cfg.resume = True
         launch.drop_initial_weights(cfg)  # the checkpoint brings all weights
-    in_main_process(lambda: [launch.check_backbone(cfg)][1:])  # it builds a model, which is not sent
+    in_main_process(check_backbone)
     check_data_contents(cfg, args, splits)
     return cfg
 

@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -93,22 +93,22 @@ def read_training_state(folder: str | os.PathLike) -> dict:
 
 def sharded_shapes(folder: str | os.PathLike) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """`sharded.shapes`, with every error as a `CheckpointError`."""
-    with _damaged(folder, 'resume or load another one'):
+    with damaged(folder):
         return sharded.shapes(folder)
 
 
 def _read_sharded(folder):
     """Read a sharded checkpoint whole, as if it had been saved so."""
     rest = read_training_state(folder)
-    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in sharded_shapes(folder).items()}
-    with _damaged(folder, 'resume or load another one'):
+    with damaged(folder):
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in sharded.shapes(folder).items()}
         sharded.load_tensors(folder, tensors, together=False)
         return sharded.with_state(rest, tensors)
 
 
 @contextlib.contextmanager
-def _damaged(path, cure):
-    """Turn whatever reading a damaged checkpoint raises into one line; the cure is for the user."""
+def damaged(path: str | os.PathLike, cure: str = 'resume or load another one') -> Iterator[None]:
+    """Turn whatever reading a damaged checkpoint raises into a `CheckpointError` of one line, with the cure."""
     try:
         yield
     except CheckpointError:
@@ -125,7 +125,7 @@ def _damaged(path, cure):
 
 def _read(path, cure):
     """Read what a file holds. If it is damaged, the error names the cure."""
-    with _damaged(path, cure):
+    with damaged(path, cure):
         if _is_safetensors(path):
             return _safetensors(path).load_file(path)
         checkpoint, left_out = unpickling.load(path, ALLOWED)

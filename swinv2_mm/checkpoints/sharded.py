@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .. import compat
+from ..main_process import in_main_process
+from ..messages import first_line
+from ..writing import sync_to_disk
 
+PARTIAL = '.checkpoint.partial.folder'  # while it is written; a killed run leaves it, and the next one replaces it
 CONTENTS, REST = '.metadata', 'training_state.pth'
 WEIGHT, STATE = 'state_dict.', 'optimizer.'  # what the names of tensors begin with
+TENSOR_NAME = re.compile(r'state_dict\.|optimizer\.\d{1,9}\.')
 NEEDED = 2, 6  # PyTorch: DTensors whose parts torch.load(weights_only=True) reads without running code
 FORMAT = {  # classes of the format, and the plain values in them
     'torch.distributed.checkpoint.metadata': (
-        'BytesStorageMetadata',
         'ChunkStorageMetadata',
         'Metadata',
         'MetadataIndex',
@@ -45,6 +49,7 @@ FORMAT = {  # classes of the format, and the plain values in them
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
+        module = 'pathlib' if module == 'pathlib._local' else module  # its name in Python 3.13
         if name not in FORMAT.get(module, ()):
             raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
         return super().find_class(module, name)
@@ -63,11 +68,7 @@ def shapes(folder: str | os.PathLike) -> dict[str, tuple[torch.Size, torch.dtype
         Exception: of any kind; the folder is damaged.
     """
     contents = _reader(folder).read_metadata()
-    described = {}
-    for name, value in contents.state_dict_metadata.items():
-        if not hasattr(value, 'size'):
-            raise pickle.UnpicklingError(f'{name} is a {type(value).__name__}, not a tensor')
-        described[name] = value.size, value.properties.dtype
+    described = {name: (value.size, value.properties.dtype) for name, value in contents.state_dict_metadata.items()}
     for info in contents.storage_data.values():
         file = Path(folder, info.relative_path)
         if file.parent != Path(folder) or not file.is_file() or file.stat().st_size < info.offset + info.length:
@@ -85,20 +86,38 @@ def load_tensors(folder: str | os.PathLike, tensors: dict[str, Tensor], together
     """
     import torch.distributed.checkpoint as dcp
 
-    with warnings.catch_warnings():
+    class Planner(dcp.DefaultLoadPlanner):
+        def load_bytes(self, read_item, value):  # which would be unpickled freely
+            raise pickle.UnpicklingError(f'{read_item.dest_index.fqn} is not a tensor')
+
+    with warnings.catch_warnings(), _first_failure():
         warnings.filterwarnings('ignore', 'torch.distributed is disabled')  # which is what is asked for
-        dcp.load(tensors, storage_reader=_reader(folder), no_dist=not together)
+        dcp.load(tensors, storage_reader=_reader(folder), planner=Planner(), no_dist=not together)
+
+
+@contextmanager
+def _first_failure():
+    """Raise what went wrong in any process, and not PyTorch's collection of it, which is no `Exception`."""
+    import torch.distributed.checkpoint as dcp
+
+    try:
+        yield
+    except dcp.CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
 
 
 def _reader(folder):
     compat.require(NEEDED, f'checkpoint {os.fspath(folder)} is sharded, and reading it')
     from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import StorageMeta
+    from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
 
     class Reader(FileSystemReader):
         def read_metadata(self, *args, **kwargs):
             with open(os.path.join(folder, CONTENTS), 'rb') as file:
                 contents = _Unpickler(file).load()
+            for name, value in contents.state_dict_metadata.items():
+                if type(value) is not TensorStorageMetadata or not TENSOR_NAME.match(name):
+                    raise pickle.UnpicklingError(f'{name} is not a tensor of a model or optimizer')
             contents.storage_meta = contents.storage_meta or StorageMeta()
             contents.storage_meta.load_id = self.load_id
             return contents
@@ -135,45 +154,60 @@ def without_state(checkpoint: Mapping) -> tuple[dict, dict[str, Tensor]]:
     return rest, tensors
 
 
-def write_sharded(checkpoint: Mapping, folder: str | os.PathLike, partial: str) -> None:
+def write_sharded(checkpoint: Mapping, folder: str | os.PathLike) -> None:
     """Write a checkpoint as a folder, whole or not at all. All processes call it, and need to see the same disk.
 
     Args:
         checkpoint (Mapping): with ``state_dict``, and as with mmengine's; tensors may be sharded.
         folder (str): the folder. An existing one, or a file, is replaced.
-        partial (str): name of the temporary folder beside it. The next write replaces what a killed run left under it.
 
     Raises:
         OSError: it can't be written.
     """
     import torch.distributed.checkpoint as dcp
 
-    folder = Path(folder)
-    temporary, is_first = folder.with_name(partial), dist.get_rank() == 0
-    if is_first:
-        _remove(temporary)
+    folder, rest_and_tensors = Path(folder), without_state(checkpoint)
+    temporary, old = folder.with_name(PARTIAL), folder.with_name(f'{PARTIAL}.old')
+
+    def begin():
+        if old.exists() and not folder.exists():  # a killed run was replacing it
+            os.replace(old, folder)
+        for path in (temporary, old):
+            _remove(path)
         temporary.mkdir(parents=True)
-    dist.barrier()
-    rest, tensors = without_state(checkpoint)
-    try:
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary))
-    except dcp.CheckpointException as error:  # in all processes, of what went wrong in any
-        for failure, _ in error.failures.values():
-            if isinstance(failure, OSError):
-                raise OSError(failure.errno, failure.strerror, str(folder)) from error
-        raise
-    if is_first:
+
+    def end():
         with open(temporary / REST, 'wb') as file:
-            torch.save(rest, file)
-            file.flush()
-            os.fsync(file.fileno())
-        old = folder.with_name(f'{partial}.old')
-        _remove(old)
+            torch.save(rest_and_tensors[0], file)
+        shapes(temporary)  # on disks that processes do not share, the pieces of others are missing
+        for path in (temporary / REST, temporary):
+            sync_to_disk(path)
         with suppress(FileNotFoundError):
             os.replace(folder, old)
         os.replace(temporary, folder)
+        sync_to_disk(folder.parent)
         _remove(old)
-    dist.barrier()
+
+    in_main_process(begin)
+    with as_os_error(folder), _first_failure():
+        dcp.save(
+            rest_and_tensors[1],
+            storage_writer=dcp.FileSystemWriter(temporary),
+            planner=dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True),  # of buffers, those of the first process
+        )
+    with as_os_error(folder):
+        in_main_process(end)
+
+
+@contextmanager
+def as_os_error(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what PyTorch raises where a disk is full, which may be a RuntimeError, into an OSError of a path."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
+    except RuntimeError as error:
+        raise OSError(None, first_line(error), os.fspath(path)) from error
 
 
 def _remove(path):

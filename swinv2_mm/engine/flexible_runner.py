@@ -11,11 +11,11 @@ from torch import nn
 
 from ..checkpoints.files import read_training_state
 from ..checkpoints.sharded import is_sharded_checkpoint
+from ..main_process import in_main_process
 from .amp import BFloat16OptimWrapper, feature_extractors
-from .main_process import in_main_process
 from .resumable import WRAPPER, Resumable, unwritable
 from .strategy import SwinV2FSDPStrategy
-from .training_state import check_progress, count_states
+from .training_state import check_progress
 
 
 @RUNNERS.register_module()
@@ -28,6 +28,14 @@ class SwinV2FlexibleRunner(Resumable, FlexibleRunner):
     """
 
     STRATEGY = SwinV2FSDPStrategy
+
+    def build_strategy(self, strategy=None, *args, **kwargs) -> SwinV2FSDPStrategy:
+        """Build the strategy of the config."""
+        if isinstance(strategy, dict) and self.cfg.get('find_unused_parameters'):
+            strategy.setdefault('find_unused_parameters', True)
+        built = super().build_strategy(strategy, *args, **kwargs)
+        built.read, built.load_weights = self._read, self._load_whole
+        return built
 
     def train(self) -> nn.Module:
         """Train. Errors are those of `prepare`; or a checkpoint can't be written."""
@@ -44,7 +52,6 @@ class SwinV2FlexibleRunner(Resumable, FlexibleRunner):
         if self.model is getattr(self.strategy, 'model', None):
             return
         self._train_loop = self.build_train_loop(self._train_loop)
-        self.strategy.read, self.strategy.load_weights = self._read, self._load_whole
         self.strategy.prepare(
             self.model,
             optim_wrapper=self.optim_wrapper,
@@ -121,7 +128,7 @@ class SwinV2FlexibleRunner(Resumable, FlexibleRunner):
         Raises:
             CheckpointError: it can't be written; existing ones stay.
         """
-        meta = dict(meta or {}, num_optimizer_states=count_states(self.optim_wrapper)) if save_optimizer else meta
+        meta = dict(meta or {}, **self.describe_training()) if save_optimizer else meta
         path = os.path.join(out_dir, filename)
         try:
             super().save_checkpoint(

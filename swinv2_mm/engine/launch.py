@@ -294,8 +294,10 @@ def init_distributed(cfg: Config, launcher: str) -> None:
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
-        strategy = cfg.get('strategy')
-        if isinstance(strategy, dict) and strategy.get('type') == 'DDPStrategy':
-            strategy.setdefault('model_wrapper', cfg.model_wrapper_cfg)
+        runner = cfg.get('runner_type')
+        if getattr(runner, '__name__', runner) == 'FlexibleRunner':
+            strategy = cfg.get('strategy') or dict(type='DDPStrategy')  # which is its default
+            if strategy.get('type') == 'DDPStrategy':
+                cfg.strategy = dict(dict(model_wrapper=cfg.model_wrapper_cfg), **strategy)
     else:
         raise ValueError(f'--launcher {launcher} needs GPUs, and PyTorch finds none: use torchrun and pytorch')

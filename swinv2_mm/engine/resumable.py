@@ -11,6 +11,7 @@ import errno
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import mmengine
@@ -23,10 +24,11 @@ from torch import nn
 from ..checkpoints.files import CheckpointError
 from ..checkpoints.formats import unwrap
 from ..checkpoints.loading import named_in_errors
+from ..main_process import in_main_process
 from .model_weights import load_model
 from .run_folder import find_resume
 from .seeding import SeedHook, number_batches
-from .training_state import check_progress
+from .training_state import check_progress, count_states
 
 PARTIAL = '.checkpoint.partial'  # while it is written; a killed run leaves it, and the next one replaces it
 DISK_IS_FULL_OR_READ_ONLY = errno.ENOSPC, errno.EDQUOT, errno.EROFS
@@ -70,7 +72,7 @@ class Resumable:
         """Build the training loop. That of a resumed run starts with the batch after the last trained one."""
         if not isinstance(loop, dict):
             return super().build_train_loop(loop)
-        epoch, iteration = self._resume_progress()
+        epoch, iteration, length = self._resume_progress()
         endless = 'max_iters' in loop
         config = self._train_dataloader
         if isinstance(config, dict):
@@ -78,7 +80,8 @@ class Resumable:
             loader = self.build_dataloader(config, seed=self.seed - self.rank * differs)  # the same for all ranks
         else:
             loader = config
-        skip = iteration if endless else max(0, iteration - epoch * len(loader))
+        length = length or len(loader)  # of an epoch when it was saved; another number of processes has another one
+        skip = iteration if endless else max(0, iteration - epoch * length) * len(loader) // length
         number_batches(loader, (self.seed, self.rank), iteration, skip, endless)
         self._train_dataloader = loader
         loop = super().build_train_loop(loop)
@@ -90,12 +93,13 @@ class Resumable:
         return loop
 
     def _resume_progress(self):
-        """Epoch and iteration of the checkpoint to resume. Its seed becomes that of the run."""
+        """Epoch, iteration and epoch length of the checkpoint to resume. Its seed becomes that of the run."""
         if self._resume and self._load_from is None:
             found = any(OF_A_RUN.fullmatch(path.name) for path in Path(self.work_dir).glob('*.pth'))
-            self._load_from = find_resume(self.work_dir, 'auto') if found else find_latest_checkpoint(self.work_dir)
+            find = partial(find_resume, resume='auto') if found else find_latest_checkpoint
+            self._load_from = in_main_process(lambda: find(self.work_dir))
         if not self._resume or self._load_from is None:
-            return 0, 0
+            return 0, 0, None
         meta = self._read_meta(self._load_from)
         seed, asked = meta.get('seed'), self._randomness_cfg.get('seed')
         if seed is not None and seed != asked:
@@ -103,7 +107,12 @@ class Resumable:
                 self.logger.warning(f'The run is resumed with its own seed, {seed}, and not with {asked}.')
             self._randomness_cfg = dict(self._randomness_cfg, seed=seed)
             self.set_randomness(**self._randomness_cfg)
-        return meta['epoch'], meta['iter']
+        return meta['epoch'], meta['iter'], meta.get('epoch_length')
+
+    def describe_training(self) -> dict[str, int]:
+        """What the meta of a checkpoint with training state says beside epoch and iteration."""
+        length = len(self.train_dataloader)
+        return dict(num_optimizer_states=count_states(self.optim_wrapper), epoch_length=length)
 
     def _read_meta(self, filename):
         return check_progress(self._read(filename), filename)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..checkpoints.files import CheckpointError, read_checkpoint, read_training_state
 from ..checkpoints.sharded import is_sharded_checkpoint
-from .main_process import in_main_process
+from ..main_process import in_main_process
 
 _locks = []  # lock files, open for as long as the process lives
 

@@ -18,8 +18,8 @@ from ..writing import whole
 from .amp import BFloat16OptimWrapper, feature_extractors
 from .flexible_runner import SwinV2FlexibleRunner
 from .resumable import PARTIAL, WRAPPER, Resumable, unwritable
-from .strategy import strategy_class
-from .training_state import check_training_state, count_states, unresumable
+from .strategy_checks import strategy_class
+from .training_state import check_training_state, unresumable
 
 
 @RUNNERS.register_module()
@@ -102,7 +102,7 @@ class SwinV2Runner(Resumable, Runner):
         Raises:
             CheckpointError: it can't be written; existing files stay.
         """
-        meta = dict(meta or {}, num_optimizer_states=count_states(self.optim_wrapper)) if save_optimizer else meta
+        meta = dict(meta or {}, **self.describe_training()) if save_optimizer else meta
         options = dict(
             file_client_args=file_client_args,
             save_optimizer=save_optimizer,

@@ -1,34 +1,34 @@
-"""Sharded training as a strategy of mmengine's `FlexibleRunner`, and which strategies can run here."""
+"""Sharded training as a strategy of mmengine's `FlexibleRunner`."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
+import mmengine
 import torch
-from mmengine._strategy import BaseStrategy, DDPStrategy
-from mmengine.config import Config
-from mmengine.device import get_device, is_cuda_available
-from mmengine.dist import get_rank, is_distributed
-from mmengine.model import BaseDataPreprocessor
+from mmengine._strategy import DDPStrategy
+from mmengine.device import get_device
+from mmengine.dist import get_rank
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import MODELS, STRATEGIES
+from mmengine.utils import get_git_hash
 from torch import nn
 
 from .. import compat
 from ..backbone import SwinTransformerV2
 from ..checkpoints import sharded
-from ..checkpoints.files import read_checkpoint, read_training_state, sharded_shapes
-from ..checks.registered import did_you_mean
+from ..checkpoints.files import damaged, read_checkpoint, read_training_state, sharded_shapes
+from ..checkpoints.fitting import all_finite
+from ..main_process import in_main_process
 from ..writing import whole
-from .main_process import in_main_process
 from .resumable import PARTIAL
 from .sharding import gather, is_sharded, named_tensors, scatter, shard, with_backbones_on_meta
+from .strategy_checks import start_several
 from .training_state import check_training_state, unresumable
 
 CHECKPOINTS = 'sharded', 'whole'
-NEEDS = {'DeepSpeedStrategy': 'deepspeed', 'ColossalAIStrategy': 'colossalai'}  # package of a strategy of mmengine
-SHARDED = 'SwinV2FSDPStrategy', 'FSDPStrategy'
 
 
 @STRATEGIES.register_module()
@@ -42,6 +42,8 @@ class SwinV2FSDPStrategy(DDPStrategy):
         checkpoints (str): how checkpoints are saved. ``sharded``: as a folder that all processes write. ``whole``: as a
             file that the first process writes, the same as a run without sharding; the model and the optimizer have to
             fit into its memory.
+        find_unused_parameters (bool): whether processes may use different parts of the model in a step, as
+            `DistributedDataParallel` has it. Parts that no process uses need it not.
         sync_bn (str, optional), work_dir (str), ...: as of mmengine's `DDPStrategy`; without ``model_wrapper``, because
             nothing is wrapped.
 
@@ -49,30 +51,33 @@ class SwinV2FSDPStrategy(DDPStrategy):
         ValueError: an argument is wrong, PyTorch is too old, or there is one process.
     """
 
-    def __init__(self, *, checkpoints: str = 'sharded', **kwargs):
+    def __init__(self, *, checkpoints: str = 'sharded', find_unused_parameters: bool = False, **kwargs):
         compat.require(sharded.NEEDED, 'strategy SwinV2FSDPStrategy')
         if checkpoints not in CHECKPOINTS:
             raise ValueError(
                 f'checkpoints of SwinV2FSDPStrategy must be {" or ".join(CHECKPOINTS)}, got {checkpoints!r}'
             )
-        try:
-            super().__init__(**kwargs)
-        except TypeError as error:
-            raise ValueError(f'strategy SwinV2FSDPStrategy of the config: {error}') from error
-        if self.model_wrapper is not None:
+        if kwargs.get('model_wrapper') is not None:
             raise ValueError('strategy SwinV2FSDPStrategy wraps nothing: leave model_wrapper out')
+        super().__init__(**kwargs)
         if self.world_size < 2:
-            raise ValueError(_start_several('SwinV2FSDPStrategy'))
-        self.checkpoints = checkpoints
+            raise ValueError(start_several('SwinV2FSDPStrategy'))
+        self.checkpoints, self.find_unused_parameters = checkpoints, find_unused_parameters
         # The runner may replace both. The first process calls them: to read a whole checkpoint, and before sharding.
         self.read: Callable[[str], dict] = read_checkpoint
         self.load_weights: Callable[[nn.Module], None] = lambda model: None
 
     def build_model(self, model: nn.Module | Mapping) -> nn.Module:
         """Build the model: whole in the first process, in others with backbones on the meta device."""
-        if isinstance(model, nn.Module):
-            return model
-        return MODELS.build(model if get_rank() == 0 else with_backbones_on_meta(model))
+        if not isinstance(model, nn.Module):
+            model = MODELS.build(model if get_rank() == 0 else with_backbones_on_meta(model))
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 0:
+                raise ValueError(
+                    f'{name} of the model has no dimension to cut it along, and SwinV2FSDPStrategy cannot shard that: '
+                    'train unsharded, or with another head'
+                )
+        return model
 
     def _init_model_weights(self, model):
         def init():
@@ -86,11 +91,15 @@ class SwinV2FSDPStrategy(DDPStrategy):
     def _wrap_model(self, model):
         device = torch.device(get_device())
         model = self.convert_model(model)
-        for module in model.modules():
-            if isinstance(module, BaseDataPreprocessor):
-                module.to(device)
         values = named_tensors(model) if get_rank() == 0 else {}
         shard(model, device)
+        if self.find_unused_parameters:
+            if not hasattr(model, 'set_reduce_scatter_unused_params'):
+                raise ValueError(
+                    'find_unused_parameters with SwinV2FSDPStrategy needs PyTorch 2.13 or later, and this environment '
+                    f'has {torch.__version__}: leave it out if all processes use the same parts of the model in a step'
+                )
+            model.set_reduce_scatter_unused_params(True)
         backbones = [module for module in model.modules() if isinstance(module, SwinTransformerV2)]
         for backbone in backbones:
             if any(parameter.is_meta for parameter in backbone.parameters()):
@@ -100,6 +109,17 @@ class SwinV2FSDPStrategy(DDPStrategy):
             scatter(own, values.pop(name, None))  # so that the whole model leaves the first process piece by piece
         _know_windows(backbones)
         return model
+
+    def build_optim_wrapper(self, optim_wrapper, model: nn.Module | None = None):
+        """Build the optim wrapper, as mmengine does.
+
+        Raises:
+            ValueError: it has several optimizers.
+        """
+        built = super().build_optim_wrapper(optim_wrapper, model)
+        if isinstance(built, OptimWrapperDict):
+            raise ValueError('SwinV2FSDPStrategy trains with one optimizer, and optim_wrapper has several')
+        return built
 
     def model_state_dict(self) -> dict:
         """The state dict of the model, of sharded parameters the pieces of this process."""
@@ -120,7 +140,12 @@ class SwinV2FSDPStrategy(DDPStrategy):
             OSError: it can't be written.
         """
         checkpoint = dict(extra_ckpt or {}, state_dict=self.model_state_dict())
-        checkpoint['meta'] = dict(checkpoint.get('meta') or {}, seed=self.seed)
+        checkpoint['meta'] = dict(
+            checkpoint.get('meta') or {},
+            seed=self.seed,
+            time=time.strftime('%Y%m%d_%H%M%S'),
+            mmengine=mmengine.__version__ + get_git_hash(),
+        )
         if save_optimizer:
             checkpoint['optimizer'] = self.optim_state_dict()
         if save_param_scheduler and hasattr(self, 'param_schedulers'):
@@ -128,13 +153,16 @@ class SwinV2FSDPStrategy(DDPStrategy):
         if callback is not None:
             callback(checkpoint)
         if self.checkpoints == 'sharded':
-            sharded.write_sharded(checkpoint, filename, PARTIAL)
+            sharded.write_sharded(checkpoint, filename)
             return
         rest, tensors = sharded.without_state(checkpoint)
         tensors = gather(tensors)
-        if get_rank() == 0:
-            with whole(Path(filename), PARTIAL, sync=True) as partial:
+
+        def write():
+            with whole(Path(filename), PARTIAL, sync=True) as partial, sharded.as_os_error(filename):
                 torch.save(sharded.with_state(rest, tensors), partial)
+
+        in_main_process(write)
 
     def resume(
         self,
@@ -195,7 +223,11 @@ class SwinV2FSDPStrategy(DDPStrategy):
             if own.shape != held[name][0] or own.dtype != held[name][1]:
                 shown = tuple(held[name][0]), held[name][1], tuple(own.shape), own.dtype
                 raise unresumable(folder, '{} has shape {} and {}, here {} and {}'.format(name, *shown))
-        sharded.load_tensors(folder, tensors, together=True)
+        with damaged(folder):
+            sharded.load_tensors(folder, tensors, together=True)
+        for name, own in tensors.items():
+            if not all_finite(own):
+                raise unresumable(folder, f'{name} holds NaN or infinity')
         _know_windows(module for module in self.model.modules() if isinstance(module, SwinTransformerV2))
         return sharded.with_state(rest, tensors)
 
@@ -228,84 +260,3 @@ def _know_windows(backbones):
     """Have backbones use the pretrained windows that their buffers got."""
     for backbone in backbones:
         backbone.set_pretrained_window_sizes(backbone.pretrained_windows.tolist())
-
-
-def _name(kind):
-    """The name of a class that a config names, by text or by itself."""
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
-
-
-def strategy_class(strategy: Mapping | None) -> type[BaseStrategy] | None:
-    """The class of a strategy in a config; None if there is none.
-
-    Raises:
-        ValueError: there is no such strategy, or what it needs is too old or not installed.
-    """
-    if not strategy:
-        return None
-    named = strategy.get('type') if isinstance(strategy, Mapping) else strategy
-    name = _name(named)
-    if name in SHARDED:
-        compat.require(sharded.NEEDED, f'strategy {name} of the config')
-    package = NEEDS.get(name)
-    if package and find_spec(package) is None:
-        raise ValueError(
-            f'strategy {name} of the config needs {package}, which is not installed: pip install {package}, or set '
-            "strategy.type='SwinV2FSDPStrategy'"
-        )
-    found = named if isinstance(named, type) else STRATEGIES.get(named) if isinstance(named, str) else None
-    if found is None:
-        raise ValueError(f'there is no strategy {named!r}{did_you_mean(name, STRATEGIES.module_dict)}')
-    return found
-
-
-def check_strategy(cfg: Config) -> None:
-    """Check that the rest of a config suits its strategy. For a config whose runner is a `FlexibleRunner`.
-
-    Raises:
-        ValueError: the strategy needs several processes or a GPU and has none, or something in the config would have
-            no effect or a wrong one under it; the message says what to do.
-    """
-    kind = strategy_class(cfg.get('strategy'))
-    if cfg.get('compile'):
-        raise ValueError('compile of the config has no effect in a FlexibleRunner: leave it out, or use a Runner')
-    if kind is None:
-        return
-    optim_wrapper = cfg.get('optim_wrapper') or {}
-    if issubclass(kind, SwinV2FSDPStrategy):
-        for i, hook in enumerate(cfg.get('custom_hooks') or []):
-            if _name(hook.get('type')) == 'EMAHook':
-                raise ValueError(
-                    f'custom_hooks.{i} of the config is EMAHook, which copies the whole model, and a sharded model '
-                    'cannot be copied: leave it out, or train unsharded'
-                )
-        saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-        if saving.get('backend_args') or saving.get('file_client_args') or '://' in str(saving.get('out_dir')):
-            raise ValueError(
-                'default_hooks.checkpoint of the config saves through a file backend, and a sharded model is saved to '
-                'a disk: leave out_dir, backend_args and file_client_args out'
-            )
-        if _name(optim_wrapper.get('type')) == 'AmpOptimWrapper':
-            raise ValueError(
-                'optim_wrapper AmpOptimWrapper of the config scales the loss, which is not made for sharded gradients: '
-                'use --amp bf16'
-            )
-    elif kind.__name__ == 'FSDPStrategy':
-        if not is_cuda_available():
-            raise ValueError("strategy FSDPStrategy needs GPUs: use strategy.type='SwinV2FSDPStrategy', which does not")
-        if optim_wrapper.get('clip_grad'):
-            raise ValueError(
-                'optim_wrapper.clip_grad of the config with strategy FSDPStrategy: each process would clip by the norm '
-                "of its own piece: use strategy.type='SwinV2FSDPStrategy'"
-            )
-    if kind.__name__ != 'SingleDeviceStrategy' and not is_distributed():
-        raise ValueError(_start_several(kind.__name__))
-    if kind.__name__ in SHARDED and torch.distributed.get_world_size() < 2:
-        raise ValueError(_start_several(kind.__name__))
-
-
-def _start_several(kind):
-    return (
-        f'strategy {kind} of the config is for several processes, and there is one: start them with torchrun '
-        '--nproc_per_node=N and --launcher pytorch, or train in one with --cfg-options runner_type=Runner strategy=None'
-    )

@@ -37,6 +37,8 @@ def check_progress(checkpoint: Mapping, source: str) -> Mapping:
         _require(isinstance(meta, Mapping), f'its meta is {_short(meta)}, not a dict')
         for name in ('epoch', 'iter'):
             _require(_is_count(meta.get(name)), f'its {name} is {_short(meta.get(name))}, not 0 to {MAX_COUNT}')
+        length = meta.get('epoch_length', 1)
+        _require(_is_count(length) and length > 0, f'its epoch_length is {_short(length)}, not 1 to {MAX_COUNT}')
         seed = meta.get('seed')
         _require(seed is None or _is_count(seed), f'its seed is {_short(seed)}, not 0 to {MAX_COUNT}')
     return meta
