@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mmengine.registry import MODEL_WRAPPERS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
 from swinv2_mm import CheckpointError, SwinTransformerV2
+from swinv2_mm.checks.data import check_contents
 from swinv2_mm.engine import launch, run_folder
 from swinv2_mm.engine.runner import SwinV2Runner, runner_class
 
@@ -304,6 +306,20 @@ def test_a_runner_that_is_made_from_ours_is_used(load_tool, shapes, tmp_path, mo
         monkeypatch.setattr(sys, 'argv', [tool, DEMO, *map(str, [*rest, *flags])])
         load_tool(tool).main()
         assert ran.pop() == (tool, right) and not ran
+
+
+def test_images_that_a_backend_reads_need_no_folder(shapes, tmp_path):
+    shutil.copytree(shapes / 'annotations', tmp_path / 'annotations')
+    cfg = launch.load_config(DEMO)
+    launch.set_data_root(cfg, str(tmp_path))
+    with pytest.raises(ValueError, match='train2017/ does not exist'):
+        launch.check_data(cfg, ('train',))
+    cfg.train_dataloader.dataset.pipeline[0].backend_args = dict(backend='lmdb', db_path='photos.lmdb')
+    launch.check_data(cfg, ('train',))
+    check_contents(cfg, ('train',))
+    shutil.rmtree(tmp_path / 'annotations')
+    with pytest.raises(ValueError, match=r'instances_train2017\.json does not exist'):
+        launch.check_data(cfg, ('train',))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')

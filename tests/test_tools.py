@@ -18,6 +18,7 @@ import torch
 from mmengine.registry import VISUALIZERS
 
 from swinv2_mm.checkpoints.loading import read_checkpoint
+from swinv2_mm.checkpoints.sharded import is_sharded_checkpoint
 
 ROOT = Path(__file__).parents[1]
 DEMO = 'configs/demo/mask-rcnn_swinv2_shapes.py'
@@ -200,13 +201,15 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint(shapes, tmp_path):
     assert read_checkpoint(newest)['meta']['iter'] == whole
 
 
-def test_two_processes_train_over_gloo(shapes, tmp_path):
+def test_two_processes_train_a_sharded_detector_and_test_it_over_gloo(shapes, tmp_path):
     launcher = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29511')
     train = tool(
         'train', DEMO, '--data-root', shapes, '--work-dir', tmp_path, '--launcher', 'pytorch', command=launcher
     )
-    out = run(*train, *options(2, 'model.backbone.with_cp=True', 'default_hooks.checkpoint.interval=2'))
+    sharded = ('runner_type=SwinV2FlexibleRunner', 'strategy.type=SwinV2FSDPStrategy', 'model.backbone.with_cp=True')
+    out = run(*train, *options(2, *sharded, 'default_hooks.checkpoint.interval=2'))
     assert 'GPU number: 2' in out  # mmengine counts processes so
+    assert is_sharded_checkpoint(tmp_path / 'iter_2.pth')
     assert read_checkpoint(tmp_path / 'iter_2.pth')['meta']['iter'] == 2
     test = ('test', DEMO, tmp_path / 'iter_2.pth', '--data-root', shapes, '--work-dir', tmp_path / 'test')
     assert 'coco/bbox_mAP_50' in run(*tool(*test, '--launcher', 'pytorch', command=launcher))

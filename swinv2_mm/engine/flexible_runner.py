@@ -27,8 +27,6 @@ class SwinV2FlexibleRunner(Resumable, FlexibleRunner):
     ``allow_missing`` is as for `SwinV2Runner`. Where this reads a whole checkpoint, the first process alone does.
     """
 
-    STRATEGY = SwinV2FSDPStrategy
-
     def build_strategy(self, strategy=None, *args, **kwargs) -> SwinV2FSDPStrategy:
         """Build the strategy of the config."""
         if isinstance(strategy, dict) and self.cfg.get('find_unused_parameters'):

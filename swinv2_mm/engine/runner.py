@@ -18,6 +18,7 @@ from ..writing import whole
 from .amp import BFloat16OptimWrapper, feature_extractors
 from .flexible_runner import SwinV2FlexibleRunner
 from .resumable import PARTIAL, WRAPPER, Resumable, unwritable
+from .strategy import SwinV2FSDPStrategy
 from .strategy_checks import strategy_class
 from .training_state import check_training_state, unresumable
 
@@ -145,7 +146,7 @@ def runner_class(cfg: Config, base: type[Runner] = SwinV2Runner) -> type[Runner]
         return Runner
     kind = strategy_class(strategy)
     if flexible:
-        if kind is not None and issubclass(kind, SwinV2FlexibleRunner.STRATEGY):
+        if kind is not None and issubclass(kind, SwinV2FSDPStrategy):
             return SwinV2FlexibleRunner if found is FlexibleRunner else found
         if issubclass(found, SwinV2FlexibleRunner):
             raise ValueError(
