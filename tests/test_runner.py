@@ -244,10 +244,15 @@ def test_a_run_resumed_with_epochs_of_another_length_trains_all_that_is_left(bui
         sampler = dict(type='DefaultSampler', shuffle=False)
         return dict(batch_size=batch_size, num_workers=0, dataset=Noise(), sampler=sampler)
 
-    build(by_epoch=True, length=2, train_dataloader=loader(before)).train()
-    continued = build(by_epoch=True, length=4, train_dataloader=loader(after), resume=True)
-    continued.train()
-    assert [sample[0] for batch, _ in continued.model.seen for sample in batch] == 2 * list(range(12))
+    wrapper = dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=2)
+    build(by_epoch=True, length=2, train_dataloader=loader(before), optim_wrapper=wrapper).train()
+    for length in (4, 6):  # the second with epochs as long as the first
+        continued = build(
+            by_epoch=True, length=length, train_dataloader=loader(after), optim_wrapper=wrapper, resume=True
+        )
+        continued.train()
+        assert [sample[0] for batch, _ in continued.model.seen for sample in batch] == 2 * list(range(12))
+        assert continued.iter == length * 12 // after
 
 
 def test_resuming_loads_no_sample_that_was_trained(build, monkeypatch):

@@ -1,6 +1,7 @@
 """Training with sharded parameters gives the losses and weights of one process, in a fraction of its memory."""
 
 import fcntl
+import io
 import json
 import os
 import pickle
@@ -15,7 +16,15 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner
 from sharded_runs import RUNS, STEPS
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from swinv2_mm import CheckpointError, SwinTransformerV2, SwinV2FlexibleRunner, compat
 from swinv2_mm.checkpoints import sharded
@@ -49,8 +58,12 @@ def many(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.seek(0)
         if not lock.read():
+            lock.write('begun')
+            lock.flush()
             run_all(*folders.values())
-            lock.write('done')
+            lock.write(', done')
+        lock.seek(0)
+        assert lock.read() == 'begun, done', 'the runs failed in another worker or for another test'
     return folders
 
 
@@ -205,40 +218,66 @@ def test_sharded_checkpoints_are_those_of_a_whole_run(many, one, load_tool, tmp_
     torch.testing.assert_close(converted[name], theirs['state_dict'][f'backbone.{name}'])
 
 
-def overwrite(path):
-    path.write_bytes(bytes(path.stat().st_size))
-
-
 class _Runs:
+    """Makes a folder when it is unpickled freely."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
     def __reduce__(self):
-        return os.system, ('true',)
+        return os.mkdir, (self.folder,)
 
 
-def test_no_code_in_a_sharded_checkpoint_runs(many, tmp_path, monkeypatch):
-    ran = []
-    monkeypatch.setattr(os, 'system', ran.append)
-    bytes_of = dict(state_dict_metadata={'state_dict.x': BytesStorageMetadata()}, planner_data=None)
+def contents(**changes):
+    """What the table of contents of a folder holds, with one tensor."""
+    chunks = [ChunkStorageMetadata(torch.Size([0]), torch.Size([2]))]
+    tensor = TensorStorageMetadata(TensorProperties(), torch.Size([2]), chunks)
+    storage = {MetadataIndex('state_dict.x', torch.Size([0])): _StorageInfo('__0_0.distcp', 0, 1)}
+    values = dict(state_dict_metadata={'state_dict.x': tensor}, planner_data={}, storage_data=storage)
+    return pickle.dumps(Metadata(**{**values, **changes}))
+
+
+def test_no_code_in_a_sharded_checkpoint_runs_and_no_piece_may_be_missing(many, tmp_path):
+    def write(name, data):
+        return lambda folder: (folder / name).write_bytes(data)
+
+    ran, folder = str(tmp_path / 'ran'), tmp_path / 'iter_2.pth'
+    buffer = io.BytesIO()
+    torch.save(_Runs(ran), buffer)
+    crafted = buffer.getvalue()
+    patch = b'cpathlib\nPosixPath\n(N(dVname\nVx\nstb.'  # BUILD on a class
+    tensor = pickle.loads(contents()).state_dict_metadata['state_dict.x']
     for damage, message in (
+        (write('.metadata', pickle.dumps(_Runs(ran))), 'which could run code'),
+        (write('.metadata', patch), 'Unsupported: state of a class or function'),
         (
-            lambda folder: (folder / '.metadata').write_bytes(pickle.dumps(Metadata(**bytes_of))),
+            write('.metadata', contents(state_dict_metadata={'state_dict.x': BytesStorageMetadata()})),
             'BytesStorageMetadata in the place of weights, which could run code',
         ),
-        (lambda folder: overwrite(folder / '__0_0.distcp'), 'is truncated or not a checkpoint'),
-        (lambda folder: (folder / '.metadata').write_bytes(pickle.dumps(_Runs())), 'which could run code'),
-        (lambda folder: (folder / '__0_0.distcp').write_bytes(b''), '__0_0.distcp is missing or truncated'),
+        (write('.metadata', contents(state_dict_metadata={'x': tensor})), 'x is not a tensor of a model or optimizer'),
+        (write('.metadata', contents(storage_data={})), r'pieces of state_dict\.x are missing'),
+        (write('.metadata', pickle.dumps(torch.Size([1]))), 'it holds a Size'),
+        (write('.metadata', b'x'), 'is truncated or not a checkpoint'),
+        (write('__0_0.distcp', crafted * 20_000), 'is truncated or not a checkpoint|which could run code'),
+        (lambda folder: write('__0_0.distcp', bytes((folder / '__0_0.distcp').stat().st_size))(folder), 'is truncated'),
+        (write('__0_0.distcp', b''), '__0_0.distcp is missing or truncated'),
         (lambda folder: (folder / '__1_0.distcp').unlink(), '__1_0.distcp is missing or truncated'),
-        (lambda folder: (folder / '.metadata').write_bytes(b'x'), 'is truncated or not a checkpoint'),
-        (lambda folder: (folder / 'training_state.pth').write_bytes(b'x'), 'is truncated or not a checkpoint'),
+        (
+            write('training_state.pth', crafted),
+            'is truncated or not a checkpoint|which could run code|not a state dict',
+        ),
+        (write('training_state.pth', b'x'), 'is truncated or not a checkpoint'),
     ):
-        folder = tmp_path / 'iter_2.pth'
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(many[2] / 'killed/iter_2.pth', folder)
         damage(folder)
         with pytest.raises(CheckpointError, match=message) as error:
             read_checkpoint(folder)
-        assert '\n' not in str(error.value) and not ran
+        assert '\n' not in str(error.value) and not Path(ran).exists()
     with pytest.raises(CheckpointError, match='nothing to resume'):
         run_folder.find_resume(tmp_path, 'auto')
+    pickle.loads(pickle.dumps(_Runs(ran)))
+    assert Path(ran).exists()
 
 
 def config(**keys):
@@ -333,7 +372,7 @@ def test_a_strategy_that_cannot_run_is_refused(keys, message):
 
 def test_an_old_pytorch_is_refused(monkeypatch):
     monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion('2.5.1'))
-    with pytest.raises(ValueError, match=r'strategy SwinV2FSDPStrategy of the config needs PyTorch 2\.6 or later'):
+    with pytest.raises(ValueError, match=r'strategy SwinV2FSDPStrategy of the config needs PyTorch 2\.7 or later'):
         strategy_class(dict(type='SwinV2FSDPStrategy'))
 
 

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ PARTIAL = '.checkpoint.partial.folder'  # while it is written; a killed run leav
 CONTENTS, REST = '.metadata', 'training_state.pth'
 WEIGHT, STATE = 'state_dict.', 'optimizer.'  # what the names of tensors begin with
 TENSOR_NAME = re.compile(r'state_dict\.|optimizer\.\d{1,9}\.')
-NEEDED = 2, 6  # PyTorch: DTensors whose parts torch.load(weights_only=True) reads without running code
+NEEDED = 2, 7  # PyTorch: from 2.6 on, torch.load(weights_only=True) runs no code; FSDP on a CPU needs 2.7
 FORMAT = {  # classes of the format, and the plain values in them
     'torch.distributed.checkpoint.metadata': (
         'ChunkStorageMetadata',
@@ -41,13 +42,27 @@ FORMAT = {  # classes of the format, and the plain values in them
         '_MEM_FORMAT_ENCODING',
     ),
     'torch.distributed.checkpoint.filesystem': ('_StorageInfo',),
-    'torch': ('Size', 'bfloat16', 'bool', 'float16', 'float32', 'float64', 'int32', 'int64', 'uint8'),
+    'torch': (
+        *('Size', 'bfloat16', 'bool', 'complex64', 'complex128', 'float16', 'float32', 'float64'),
+        *('int8', 'int16', 'int32', 'int64', 'uint8'),
+    ),
     'torch.serialization': ('_get_layout',),
     'pathlib': ('PosixPath', 'PurePosixPath'),
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Makes objects of the format, and gives no state to its classes and functions themselves."""
+
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self):
+        if callable(self.stack[-2]):
+            raise pickle.UnpicklingError('Unsupported: state of a class or function')
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module, name):
         module = 'pathlib' if module == 'pathlib._local' else module  # its name in Python 3.13
         if name not in FORMAT.get(module, ()):
@@ -68,7 +83,14 @@ def shapes(folder: str | os.PathLike) -> dict[str, tuple[torch.Size, torch.dtype
         Exception: of any kind; the folder is damaged.
     """
     contents = _reader(folder).read_metadata()
-    described = {name: (value.size, value.properties.dtype) for name, value in contents.state_dict_metadata.items()}
+    from torch.distributed.checkpoint.metadata import MetadataIndex
+
+    described = {}
+    for name, value in contents.state_dict_metadata.items():
+        described[name] = value.size, value.properties.dtype
+        held = [chunk for chunk in value.chunks if MetadataIndex(name, chunk.offsets) in contents.storage_data]
+        if sum(chunk.sizes.numel() for chunk in held) != value.size.numel():
+            raise ValueError(f'pieces of {name} are missing')
     for info in contents.storage_data.values():
         file = Path(folder, info.relative_path)
         if file.parent != Path(folder) or not file.is_file() or file.stat().st_size < info.offset + info.length:
@@ -109,12 +131,14 @@ def _first_failure():
 def _reader(folder):
     compat.require(NEEDED, f'checkpoint {os.fspath(folder)} is sharded, and reading it')
     from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+    from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
     class Reader(FileSystemReader):
         def read_metadata(self, *args, **kwargs):
             with open(os.path.join(folder, CONTENTS), 'rb') as file:
                 contents = _Unpickler(file).load()
+            if type(contents) is not Metadata:
+                raise pickle.UnpicklingError(f'it holds a {type(contents).__name__}')
             for name, value in contents.state_dict_metadata.items():
                 if type(value) is not TensorStorageMetadata or not TENSOR_NAME.match(name):
                     raise pickle.UnpicklingError(f'{name} is not a tensor of a model or optimizer')
@@ -180,12 +204,14 @@ def write_sharded(checkpoint: Mapping, folder: str | os.PathLike) -> None:
         with open(temporary / REST, 'wb') as file:
             torch.save(rest_and_tensors[0], file)
         shapes(temporary)  # on disks that processes do not share, the pieces of others are missing
-        for path in (temporary / REST, temporary):
-            sync_to_disk(path)
+        sync_to_disk(temporary / REST)
+        with suppress(OSError):  # not all file systems can sync a folder
+            sync_to_disk(temporary)
         with suppress(FileNotFoundError):
             os.replace(folder, old)
         os.replace(temporary, folder)
-        sync_to_disk(folder.parent)
+        with suppress(OSError):
+            sync_to_disk(folder.parent)
         _remove(old)
 
     in_main_process(begin)

@@ -27,7 +27,7 @@ from ..checkpoints.loading import named_in_errors
 from ..main_process import in_main_process
 from .model_weights import load_model
 from .run_folder import find_resume
-from .seeding import SeedHook, number_batches
+from .seeding import SeedHook, check_batches, number_batches
 from .training_state import check_progress, count_states
 
 PARTIAL = '.checkpoint.partial'  # while it is written; a killed run leaves it, and the next one replaces it
@@ -41,6 +41,7 @@ class Resumable:
     """The part of a runner that makes runs resumable; goes before mmengine's class in the bases of ours."""
 
     _ahead = (None, None)  # a checkpoint that was read and is not loaded yet: its name and what it holds
+    _resumed_iteration = 0  # at which training goes on, counted in epochs of this run
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Resumable:
@@ -80,8 +81,10 @@ class Resumable:
             loader = self.build_dataloader(config, seed=self.seed - self.rank * differs)  # the same for all ranks
         else:
             loader = config
+        check_batches(loader)
         length = length or len(loader)  # of an epoch when it was saved; another number of processes has another one
         skip = iteration if endless else max(0, iteration - epoch * length) * len(loader) // length
+        iteration = self._resumed_iteration = iteration if endless else epoch * len(loader) + skip
         number_batches(loader, (self.seed, self.rank), iteration, skip, endless)
         self._train_dataloader = loader
         loop = super().build_train_loop(loop)

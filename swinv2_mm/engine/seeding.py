@@ -14,6 +14,8 @@ import torch
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader, Dataset
 
+NO_BATCH = 'train_dataloader gives no batch: its data set is empty or smaller than batch_size'
+
 
 class SeedHook(Hook):
     """Seeds every training iteration by its number."""
@@ -36,6 +38,12 @@ def seed_generators(seed: int, *position: int, seed_torch: Callable[[int], objec
     random.seed(words.tobytes())
     np.random.seed(words)
     seed_torch(int(words[:2].view(np.uint64)[0]))
+
+
+def check_batches(loader: DataLoader) -> None:
+    """Raise a ValueError if the length of a data loader says that it gives no batch."""
+    if len(loader) == 0:
+        raise ValueError(NO_BATCH)
 
 
 def number_batches(loader: DataLoader, seeds: tuple[int, int], first: int, skip: int, endless: bool) -> None:
@@ -103,7 +111,7 @@ class NumberedBatches:
             for batch in self.batches:
                 yield batch
             if batch is None:
-                raise ValueError('train_dataloader gives no batch: its data set is empty or smaller than batch_size')
+                raise ValueError(NO_BATCH)
 
 
 class SeededSamples:

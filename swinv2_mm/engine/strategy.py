@@ -193,7 +193,7 @@ class SwinV2FSDPStrategy(DDPStrategy):
             check_training_state(checkpoint, filename, self.optim_wrapper if resume_optimizer else None, schedulers)
             return checkpoint
 
-        if sharded.is_sharded_checkpoint(filename):
+        if in_main_process(lambda: sharded.is_sharded_checkpoint(filename)):
             checkpoint = checked(self._load_sharded(filename, resume_optimizer))
             if callback is not None:
                 callback(checkpoint)
@@ -203,14 +203,11 @@ class SwinV2FSDPStrategy(DDPStrategy):
             self.load_optim_state_dict(checkpoint.pop('optimizer'))
         if schedulers:
             self.load_scheduler_state_dict(checkpoint.pop('param_schedulers'))
-        if getattr(self.optim_wrapper, '_accumulative_counts', 1) > 1:
-            iteration, last = checkpoint['meta']['iter'], self.dispatch_kwargs['max_iters']
-            self.optim_wrapper.initialize_count_status(self.model, iteration, last)
         return checkpoint
 
     def _load_sharded(self, folder, resume_optimizer):
         """Load the weights of a sharded checkpoint, each process its pieces. Returns its contents, in such pieces."""
-        rest, held = read_training_state(folder), sharded_shapes(folder)
+        rest, held = in_main_process(lambda: (read_training_state(folder), sharded_shapes(folder)))
         tensors = {f'{sharded.WEIGHT}{name}': own for name, own in self.model.state_dict().items()}
         theirs = {name for name in held if name.startswith(sharded.WEIGHT)}
         for name in sorted(theirs ^ set(tensors)):
