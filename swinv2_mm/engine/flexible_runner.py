@@ -113,35 +113,17 @@ class SwinV2FlexibleRunner(Resumable, FlexibleRunner):
             self.optim_wrapper.initialize_count_status(self.model, self.iter, self.max_iters)
         self._ahead = (None, None)
 
-    def save_checkpoint(
-        self,
-        out_dir: str,
-        filename: str,
-        file_client_args: dict | None = None,
-        save_optimizer: bool = True,
-        save_param_scheduler: bool = True,
-        meta: dict | None = None,
-        by_epoch: bool = True,
-        backend_args: dict | None = None,
-    ) -> None:
+    def save_checkpoint(self, out_dir: str, filename: str, file_client_args: dict | None = None, **options) -> None:
         """Save a checkpoint with mmengine's options, whole or not at all.
 
         Raises:
             CheckpointError: it can't be written; existing ones stay.
         """
-        meta = dict(meta or {}, **self.describe_training()) if save_optimizer else meta
+        if options.get('save_optimizer', True):
+            options['meta'] = dict(options.get('meta') or {}, **self.describe_training())
         path = os.path.join(out_dir, filename)
         try:
-            super().save_checkpoint(
-                out_dir,
-                filename,
-                file_client_args=file_client_args,
-                save_optimizer=save_optimizer,
-                save_param_scheduler=save_param_scheduler,
-                meta=meta,
-                by_epoch=by_epoch,
-                backend_args=backend_args,
-            )
+            super().save_checkpoint(out_dir, filename, file_client_args, **options)
         except OSError as error:
             raise unwritable(path, error) from error
         self.outdated.pop(path, None)
