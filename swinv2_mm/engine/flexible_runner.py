@@ -108,7 +108,7 @@ class SwinV2FlexibleRunner(Resumable, FlexibleRunner):
             CheckpointError: it can't be read, or is not of this config.
         """
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
-        self.train_loop._iter = self._resumed_iteration
+        self._count_on()
         if getattr(self.optim_wrapper, '_accumulative_counts', 1) > 1:
             self.optim_wrapper.initialize_count_status(self.model, self.iter, self.max_iters)
         self._ahead = (None, None)

@@ -41,7 +41,7 @@ class Resumable:
     """The part of a runner that makes runs resumable; goes before mmengine's class in the bases of ours."""
 
     _ahead = (None, None)  # a checkpoint that was read and is not loaded yet: its name and what it holds
-    _resumed_iteration = 0  # at which training goes on, counted in epochs of this run
+    _resumed_iteration = None  # at which training goes on, in epochs as long as those of this run
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Resumable:
@@ -81,10 +81,14 @@ class Resumable:
             loader = self.build_dataloader(config, seed=self.seed - self.rank * differs)  # the same for all ranks
         else:
             loader = config
-        check_batches(loader)
-        length = length or len(loader)  # of an epoch when it was saved; another number of processes has another one
-        skip = iteration if endless else max(0, iteration - epoch * length) * len(loader) // length
-        iteration = self._resumed_iteration = iteration if endless else epoch * len(loader) + skip
+        if endless:
+            skip = iteration
+        else:
+            check_batches(loader)
+            length = length or len(loader)  # of an epoch when it was saved; another number of processes has another one
+            skip = max(0, iteration - epoch * length) * len(loader) // length
+            iteration = epoch * len(loader) + skip
+        self._resumed_iteration = iteration
         number_batches(loader, (self.seed, self.rank), iteration, skip, endless)
         self._train_dataloader = loader
         loop = super().build_train_loop(loop)
@@ -114,8 +118,15 @@ class Resumable:
 
     def describe_training(self) -> dict[str, int]:
         """What the meta of a checkpoint with training state says beside epoch and iteration."""
-        length = len(self.train_dataloader)
-        return dict(num_optimizer_states=count_states(self.optim_wrapper), epoch_length=length)
+        described = dict(num_optimizer_states=count_states(self.optim_wrapper))
+        with contextlib.suppress(TypeError):  # of a data set that does not know its length
+            described['epoch_length'] = len(self.train_dataloader)
+        return described
+
+    def _count_on(self):
+        """Have a resumed run count iterations in epochs as long as its own. A loop that was given built stays."""
+        if self._resumed_iteration is not None:
+            self.train_loop._iter = self._resumed_iteration
 
     def _read_meta(self, filename):
         return check_progress(self._read(filename), filename)

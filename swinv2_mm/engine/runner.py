@@ -65,7 +65,7 @@ class SwinV2Runner(Resumable, Runner):
         )
         try:
             super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
-            self.train_loop._iter = self._resumed_iteration
+            self._count_on()
         except CheckpointError:
             raise
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
