@@ -85,9 +85,11 @@ class Resumable:
             skip = iteration
         else:
             check_batches(loader)
-            length = length or len(loader)  # of an epoch when it was saved; another number of processes has another one
-            skip = max(0, iteration - epoch * length) * len(loader) // length
-            iteration = epoch * len(loader) + skip
+            length = length or len(loader)  # of an epoch when it was saved
+            skip = max(0, iteration - epoch * length)
+            if length != len(loader):  # as with another number of processes
+                skip = skip * len(loader) // length
+                iteration = epoch * len(loader) + skip
         self._resumed_iteration = iteration
         number_batches(loader, (self.seed, self.rank), iteration, skip, endless)
         self._train_dataloader = loader
