@@ -22,6 +22,7 @@ from mmengine.registry import DATASETS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
+import swinv2_mm.backbone
 from swinv2_mm.engine.launch import init_distributed
 from swinv2_mm.engine.model_weights import unwrapped
 from swinv2_mm.engine.runner import runner_class
@@ -47,7 +48,8 @@ RUNS = {
         optim_wrapper=dict(**OURS, paramwise_cfg=dict(decay_rate=0.8, custom_keys=dict(head=dict(lr_mult=2)))),
     ),
     'unused parts': dict(
-        model=dict(backbone=dict(out_indices=(0, 1), frozen_stages=1), spare='none'), dataset=dict(unequal=True)
+        model=dict(backbone=dict(out_indices=(0, 1), frozen_stages=1, with_cp=True), spare='none'),
+        dataset=dict(unequal=True),
     ),
     'parts of some processes': dict(model=dict(spare='even'), find_unused_parameters=True),
     'bfloat16': dict(
@@ -55,6 +57,9 @@ RUNS = {
         optim_wrapper=dict(type='BFloat16OptimWrapper', optimizer=dict(type='SGD', lr=1e-2)),
     ),
 }
+
+
+RESUMED = 'clipped', 'accumulated', 'layer decay'
 
 
 @DATASETS.register_module()
@@ -185,11 +190,14 @@ def train(*args, **kwargs):
 
 def run_and_resume(run, folder):
     noted = train(run, folder, 'pytorch')
-    return dict(noted, resumed=train(run, folder, 'pytorch', STEPS + 2, resume=True)['losses'])
+    if run in RESUMED:
+        noted['resumed'] = train(run, folder, 'pytorch', STEPS + 2, resume=True)['losses']
+    return noted
 
 
 def data_parallel(folder):
-    """Train by DDP what has parts without gradients."""
+    """Train by DDP what has parts without gradients, with blocks that run on several parts of the map."""
+    swinv2_mm.backbone.PART_SIZE = 600
     return train('unused parts', folder / 'ddp', 'pytorch', sharded=False)
 
 
@@ -209,11 +217,6 @@ def resume_killed(folder):
 def resume_clipped(folder):
     """Continue a run of another number of processes, from a sharded checkpoint."""
     return train('clipped', folder / 'other', 'pytorch', STEPS + 2, resume=True)
-
-
-def resume_accumulated(folder):
-    """The same, from a whole one."""
-    return train('accumulated', folder / 'other', 'pytorch', STEPS + 2, resume=True)
 
 
 def mistakes(folder):

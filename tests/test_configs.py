@@ -136,7 +136,7 @@ def test_every_released_checkpoint_has_a_backbone_to_inherit():
     assert found == set(RELEASED)
 
 
-@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('recipe', [recipe for recipe in RECIPES if recipe not in UNSHARDED])
 def test_a_recipe_builds_as_it_is(recipe):
     cfg = launch.load_config(recipe)
     wrapper = cfg.optim_wrapper
