@@ -81,27 +81,22 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
     return _read(path, 'delete it, and it is downloaded again' if _is_url(source) else 'download or save it again')
 
 
-def read_training_state(folder: str | os.PathLike) -> dict:
-    """What a sharded checkpoint holds beside tensors: meta, log history, schedulers, groups of the optimizer.
+def read_training_state(folder: str | os.PathLike) -> tuple[dict, dict[str, tuple[torch.Size, torch.dtype]]]:
+    """What a sharded checkpoint holds beside tensors (meta, log history, schedulers, ...), and the tensors' `shapes`.
 
     Raises:
         CheckpointError: the folder is damaged, or PyTorch is too old for it.
     """
-    sharded_shapes(folder)
-    return _read(os.path.join(folder, sharded.REST), 'resume another one')
-
-
-def sharded_shapes(folder: str | os.PathLike) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """`sharded.shapes`, with every error as a `CheckpointError`."""
     with damaged(folder):
-        return sharded.shapes(folder)
+        shapes = sharded.shapes(folder)
+    return _read(os.path.join(folder, sharded.REST), 'resume another one'), shapes
 
 
 def _read_sharded(folder):
     """Read a sharded checkpoint whole, as if it had been saved so."""
-    rest = read_training_state(folder)
+    rest, shapes = read_training_state(folder)
     with damaged(folder):
-        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in sharded.shapes(folder).items()}
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
         sharded.load_tensors(folder, tensors, together=False)
         return sharded.with_state(rest, tensors)
 

@@ -82,10 +82,9 @@ def shapes(folder: str | os.PathLike) -> dict[str, tuple[torch.Size, torch.dtype
         ValueError: PyTorch is too old.
         Exception: of any kind; the folder is damaged.
     """
-    contents = _reader(folder).read_metadata()
     from torch.distributed.checkpoint.metadata import MetadataIndex
 
-    described = {}
+    contents, described = _reader(folder).read_metadata(), {}
     for name, value in contents.state_dict_metadata.items():
         described[name] = value.size, value.properties.dtype
         held = [chunk for chunk in value.chunks if MetadataIndex(name, chunk.offsets) in contents.storage_data]

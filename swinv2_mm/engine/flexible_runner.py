@@ -73,7 +73,7 @@ class SwinV2FlexibleRunner(Resumable, FlexibleRunner):
     def _read_meta(self, filename):
         def meta():
             is_folder = is_sharded_checkpoint(filename)
-            return check_progress(read_training_state(filename) if is_folder else self._read(filename), filename)
+            return check_progress(read_training_state(filename)[0] if is_folder else self._read(filename), filename)
 
         return in_main_process(meta)
 

@@ -55,7 +55,7 @@ def _highest_whole(candidates):
 
 def _check_resumable(path):
     """How many iterations a checkpoint with training state was trained for."""
-    checkpoint = read_training_state(path) if is_sharded_checkpoint(path) else read_checkpoint(path)
+    checkpoint = read_training_state(path)[0] if is_sharded_checkpoint(path) else read_checkpoint(path)
     meta = checkpoint.get('meta')
     iteration = meta.get('iter') if isinstance(meta, Mapping) else None
     if 'optimizer' not in checkpoint or not isinstance(iteration, int):

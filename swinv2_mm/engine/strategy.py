@@ -19,7 +19,7 @@ from torch import nn
 from .. import compat
 from ..backbone import SwinTransformerV2
 from ..checkpoints import sharded
-from ..checkpoints.files import damaged, read_checkpoint, read_training_state, sharded_shapes
+from ..checkpoints.files import damaged, read_checkpoint, read_training_state
 from ..checkpoints.fitting import all_finite
 from ..main_process import in_main_process
 from ..writing import whole
@@ -57,6 +57,8 @@ class SwinV2FSDPStrategy(DDPStrategy):
             raise ValueError(
                 f'checkpoints of SwinV2FSDPStrategy must be {" or ".join(CHECKPOINTS)}, got {checkpoints!r}'
             )
+        if find_unused_parameters:
+            compat.require((2, 13), 'find_unused_parameters with SwinV2FSDPStrategy')
         if kwargs.get('model_wrapper') is not None:
             raise ValueError('strategy SwinV2FSDPStrategy wraps nothing: leave model_wrapper out')
         super().__init__(**kwargs)
@@ -94,11 +96,6 @@ class SwinV2FSDPStrategy(DDPStrategy):
         values = named_tensors(model) if get_rank() == 0 else {}
         shard(model, device)
         if self.find_unused_parameters:
-            if not hasattr(model, 'set_reduce_scatter_unused_params'):
-                raise ValueError(
-                    'find_unused_parameters with SwinV2FSDPStrategy needs PyTorch 2.13 or later, and this environment '
-                    f'has {torch.__version__}: leave it out if all processes use the same parts of the model in a step'
-                )
             model.set_reduce_scatter_unused_params(True)
         backbones = [module for module in model.modules() if isinstance(module, SwinTransformerV2)]
         for backbone in backbones:
@@ -207,7 +204,7 @@ class SwinV2FSDPStrategy(DDPStrategy):
 
     def _load_sharded(self, folder, resume_optimizer):
         """Load the weights of a sharded checkpoint, each process its pieces. Returns its contents, in such pieces."""
-        rest, held = in_main_process(lambda: (read_training_state(folder), sharded_shapes(folder)))
+        rest, held = in_main_process(lambda: read_training_state(folder))
         tensors = {f'{sharded.WEIGHT}{name}': own for name, own in self.model.state_dict().items()}
         theirs = {name for name in held if name.startswith(sharded.WEIGHT)}
         for name in sorted(theirs ^ set(tensors)):
