@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from operator import index
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from .messages import warn
 from .ops.linear import ONEDNN_ROWS
 from .other_names import refuse_other_names
 from .position_bias import POSITION_BIASES, tables_at_once
-from .shortcuts import is_plain, may_use_operators_in_graph
-from .windows import map_windows, partition
+from .shortcuts import has_any_size, is_plain, may_use_operators_in_graph, side
+from .windows import map_windows, pad_windows, partition
 
 PART_SIZE = 2**19  # elements of a part of the map on CPU, so that what a block computes stays in the cache
 COMPILED_PART_SIZE = 4 * PART_SIZE  # in a compiled graph, which does with fewer passes, and compiles every part
@@ -50,11 +49,12 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all blocks on a map ``(B, H, W, C)``, which keeps its shape."""
-        height, width = map(index, x.shape[1:3])  # plain ints; the batch may be symbolic, so that a graph serves any
-        cuts = [
-            partition(x.shape[0], height, width, self.window_size, shift, x.device)
-            for shift in (0, self.window_size // 2)
-        ]
+        height, width = map(side, x.shape[1:3])
+        shifts = 0, self.window_size // 2
+        if has_any_size(x):
+            cuts = [pad_windows(height, width, self.window_size, shift, x.device) for shift in shifts]
+        else:
+            cuts = [partition(x.shape[0], height, width, self.window_size, shift, x.device) for shift in shifts]
         tables = self._tables(x, map(max, *(cut.largest for cut in cuts)))
         for i, block in enumerate(self.blocks):
             x = self._run_block(block, x, cuts[i % 2], tables.get(block))
@@ -90,7 +90,7 @@ def draw_scales(drop_path: nn.Module, x: Tensor) -> tuple[Tensor | None, Tensor 
 
 def runs_in_parts(x: Tensor) -> bool:
     """Whether blocks run on the tokens of some windows at a time, and not on the whole map."""
-    return x.device.type == 'cpu'
+    return x.device.type == 'cpu' and not has_any_size(x)
 
 
 def _parts(windows, x):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from operator import index
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from . import compat, ops
 from .ops import fused_block
 from .ops.linear import apply_linear, apply_mlp
 from .position_bias import POSITION_BIASES, PositionBias
-from .shortcuts import PLAIN, cached, is_plain, is_traced, is_transforming
+from .shortcuts import PLAIN, cached, has_any_size, is_plain, is_symbolic, is_traced, is_transforming, side
 from .windows import Windows
 
 MAX_LOGIT_SCALE = 100.0
@@ -67,11 +66,12 @@ class PatchEmbed(nn.Module):
         self.norm = LayerNorm(embed_dims)
 
     def forward(self, image: Tensor) -> Tensor:
-        # Plain ints: under torch.compile each image size gets its own graph, which is what ragged windows need.
-        height, width = (index(size) for size in image.shape[-2:])
+        height, width = map(side, image.shape[-2:])
         if torch.jit.is_tracing():  # the sizes become constants, so a trace has to fail at any other size
             image = image.split([height], 2)[0].split([width], 3)[0]
-        image = _pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        # At any size: as much padding as is ever needed, because the convolution drops what makes no whole patch.
+        right, bottom = (self.patch_size - 1 if is_symbolic(n) else -n % self.patch_size for n in (width, height))
+        image = _pad(image, (0, right, 0, bottom))
         if not is_transforming():
             image = image.contiguous(memory_format=torch.channels_last)  # so that the norm gets a contiguous map
         return self.norm(self.proj(image).permute(0, 2, 3, 1))  # (B, H/patch, W/patch, C)
@@ -89,12 +89,16 @@ class PatchMerging(nn.Module):
         self.norm = LayerNorm(2 * embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape[0], *map(index, x.shape[1:])
-        x = _pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        x = x.view(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
-        x = x.permute(0, 1, 3, 4, 2, 5)
-        x = x.to(compat.dtype_of_products(x), memory_format=torch.contiguous_format)  # one pass with the cast
-        return self.norm(self.reduction(x.flatten(3)))  # (B, H/2, W/2, 4C) to (B, H/2, W/2, 2C)
+        batch, height, width, channels = x.shape[0], *map(side, x.shape[1:])
+        if has_any_size(x):
+            x = F.pad(x, (0, 0, 0, 1, 0, 1))
+            x = torch.cat([x[:, i : height + i : 2, j : width + j : 2] for j in (0, 1) for i in (0, 1)], -1)
+        else:
+            x = _pad(x, (0, 0, 0, width % 2, 0, height % 2))
+            x = x.view(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
+            x = x.permute(0, 1, 3, 4, 2, 5)
+            x = x.to(compat.dtype_of_products(x), memory_format=torch.contiguous_format).flatten(3)  # one pass
+        return self.norm(self.reduction(x))  # (B, H/2, W/2, 4C) to (B, H/2, W/2, 2C)
 
 
 class WindowAttention(nn.Module):

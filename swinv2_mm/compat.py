@@ -35,6 +35,17 @@ def constant_in_graphs(function):
     return function
 
 
+@contextmanager
+def open_sizes():
+    """A context in which an export does not take a size of 1, in its example or on the way, for a constant."""
+    from torch.fx.experimental import _config
+
+    if not hasattr(_config, 'backed_size_oblivious'):
+        raise ValueError(f'a graph for any size needs a newer PyTorch, and this environment has {torch.__version__}')
+    with _config.patch(backed_size_oblivious=True):
+        yield
+
+
 def require(version: tuple[int, int], purpose: str) -> None:
     """Raise a ValueError unless PyTorch is at least ``version``, such as (2, 7)."""
     if torch.__version__ < version:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, wraps
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,21 @@ def is_traced() -> bool:
 def is_transforming() -> bool:
     """Whether a transform of torch.func, or forward-mode differentiation, acts on the operators."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def side(size: int) -> int:
+    """A side of a map as a plain int, so that each size has its own graph; symbolic in an export for any size."""
+    return size if is_symbolic(size) else index(size)
+
+
+def has_any_size(x: Tensor) -> bool:
+    """Whether a map (B, H, W, C) is of a graph that is exported for any size."""
+    return any(map(is_symbolic, x.shape[1:3]))
+
+
+def is_symbolic(size: int) -> bool:
+    """Whether a size is open in an export."""
+    return compat.is_exporting() and isinstance(size, torch.SymInt)
 
 
 def may_use_functions() -> bool:

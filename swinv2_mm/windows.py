@@ -163,6 +163,53 @@ def _window_order(batch, height, width, rows, columns, device):
     return torch.cat(orders)
 
 
+class PaddedWindows(NamedTuple):
+    """Windows of a map (H, W) in a graph for any size, all of ``window`` x ``window`` places, some of them padding.
+
+    Attributes:
+        window (int): window size in tokens.
+        order (Tensor): (windows * window**2,) int64, the flat index on the map of the token at each place, window after
+            window; at padding that of any token.
+        is_token (Tensor): the same shape, bool, False at padding.
+        places (Tensor): (H * W,) int64, the place of each token: the inverse of ``order``.
+    """
+
+    window: int
+    order: Tensor
+    is_token: Tensor
+    places: Tensor
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """As in `Windows`."""
+        return self.window, self.window
+
+
+def pad_windows(height: int, width: int, window: int, shift: int, device=None) -> PaddedWindows:
+    """The windows of `partition`, padded to equal size. Nothing but shapes depends on height and width.
+
+    Args:
+        height (int), width (int): the map's shape in tokens; they may be symbolic.
+        window (int), shift (int), device (torch.device, optional): as in `partition`.
+    """
+    rows, columns = (_pad_axis(length, window, shift, device) for length in (height, width))
+    order = rows[0][:, None, :, None] * width + columns[0][:, None]  # (rows, columns, window, window)
+    is_token = rows[1][:, None, :, None] & columns[1][:, None]
+    places = rows[2][:, None] * columns[0].shape[0] + columns[2]  # (H, W), the window of each token
+    places = (places * window + rows[3][:, None]) * window + columns[3]
+    return PaddedWindows(window, order.flatten(), is_token.flatten(), places.flatten())
+
+
+def _pad_axis(length, window, shift, device):
+    """`axis_segments`, padded: tokens and whether they are, (windows, window); window and place of each, (length,)."""
+    count = ((window - shift) % window + length + window - 1) // window
+    before = (window - shift) % window * (torch.scalar_tensor(length, device=device) > window)  # padding
+    tokens = torch.arange(count * window, device=device).view(count, window) - before
+    is_token = (tokens >= 0) & (tokens < length)
+    places = torch.arange(length, device=device) + before
+    return tokens.where(is_token, 0), is_token, places // window, places % window
+
+
 def gather(x: Tensor, parts: Sequence[Windows]) -> tuple[Tensor, ...]:
     """Put the tokens of a map ``(B, H, W, C)`` into window order: ``(T, C)`` for each part."""
     return _Gather.apply(x.flatten(0, 2), tuple(part.order for part in parts))

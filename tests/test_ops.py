@@ -9,8 +9,8 @@ import torch
 from across_versions import strict_zip
 
 from swinv2_mm import compat, ops
-from swinv2_mm.ops import flash_cpu
-from swinv2_mm.windows import WindowGroup, Windows
+from swinv2_mm.ops import flash_cpu, reference
+from swinv2_mm.windows import WindowGroup, Windows, map_windows, pad_windows, partition
 
 PATHS = {name: path.attention for name, path in ops.PATHS.items() if path.ORDER == 'window'}
 FAST = [name for name in PATHS if name != 'reference']
@@ -348,3 +348,28 @@ def test_an_aligned_bias_has_its_values_and_gradients(num_tokens):
     bias = torch.randn(2, num_tokens, num_tokens, dtype=torch.float64, requires_grad=True)
     assert torch.equal(ops.sdpa._aligned(bias), bias)
     assert torch.autograd.gradcheck(ops.sdpa._aligned, bias)
+
+
+@pytest.mark.parametrize(('window', 'shift'), [(1, 0), (3, 1), (4, 0), (4, 2), (5, 2)])
+def test_padded_windows_are_ragged_ones(window, shift):
+    for height in range(1, 2 * window + 3):
+        for width in {1, window - 1, window, window + 1, 2 * window + shift, 2 * window + shift + 1} - {0}:
+            (_, scale, table), _ = operands([(window, window, 1)])
+            qkv = torch.randn(2, height, width, 3 * HEADS * HEAD_DIM, dtype=torch.float64, requires_grad=True)
+            ragged = partition(2, height, width, window, shift)
+
+            def attend_map(qkv, scale, table, windows):
+                return ops.attention(qkv, scale, table, windows)
+
+            def attend_ragged(qkv, scale, table, windows):
+                def attend_part(tokens, part):
+                    return reference.attention(tokens, scale, table, part.groups)
+
+                return map_windows(attend_part, qkv, [windows])
+
+            leaves = qkv, scale, table
+            padded = values_and_gradients(attend_map, leaves, pad_windows(height, width, window, shift))
+            expected = values_and_gradients(attend_ragged, leaves, ragged)
+            assert expected[0].abs().max() > 0.1 and expected[1].abs().max() > 0.1
+            for actual, value in strict_zip(padded, expected):  # a window of one token has gradients of 0
+                torch.testing.assert_close(actual, value, rtol=1e-9, atol=1e-9)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..messages import inform
 from ..shortcuts import is_recorded
-from ..windows import Windows, map_windows
-from . import flash_cpu, flash_cuda, reference, sdpa
+from ..windows import PaddedWindows, Windows, map_windows
+from . import flash_cpu, flash_cuda, masked, reference, sdpa
 
 PATHS = {path.__name__.rpartition('.')[2]: path for path in (flash_cuda, flash_cpu, sdpa, reference)}  # fastest first
 VARIABLE = 'SWINV2_MM_ATTENTION'  # the environment variable that forces a path
@@ -41,6 +41,8 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, windows: Windows, dropo
     Raises:
         ValueError: the forced path does not exist, or can't serve this call.
     """
+    if isinstance(windows, PaddedWindows):
+        return masked.attention(qkv, scale, table, windows, dropout)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, scale, table))
     head_dim = qkv.shape[-1] // (3 * table.shape[0])
     path = path_of(qkv.device, qkv.dtype, head_dim, dropout, needs_grad, on_map=qkv.ndim == 4)
