@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseTTAModel
@@ -120,6 +121,21 @@ class InstanceTTAModel(BaseTTAModel):
         super().__init__(module, data_preprocessor)
         self.nms, self.max_per_img = tta_cfg['nms'], tta_cfg['max_per_img']
 
+    def test_step(self, data: Mapping) -> list[BaseDataElement]:
+        """Predict a batch.
+
+        Args:
+            data (dict): ``inputs`` and ``data_samples``, each a list of views with one item for each image.
+
+        Returns:
+            list: for each image, its data sample with the merged instances.
+        """
+        for sample in chain.from_iterable(data['data_samples']):
+            # The heads of mmdet's cascades would flip the masks of a sample that says that it is flipped.
+            flip = sample.flip_direction if sample.flip else None
+            sample.set_metainfo(dict(flip_of_view=flip, flip=False, flip_direction=None))
+        return super().test_step(data)
+
     def merge_preds(self, data_samples_list: Sequence[Sequence[BaseDataElement]]) -> list[BaseDataElement]:
         """Merge the predictions of each image.
 
@@ -148,10 +164,10 @@ def unflipped(sample: BaseDataElement) -> InstanceData:
     from mmdet.structures.bbox import bbox_flip
 
     found = sample.pred_instances
-    if not sample.flip:
+    if sample.flip_of_view is None:
         return found
     found = found.new()
-    found.bboxes = bbox_flip(found.bboxes, sample.ori_shape, sample.flip_direction)  # (N, 4)
+    found.bboxes = bbox_flip(found.bboxes, sample.ori_shape, sample.flip_of_view)  # (N, 4)
     if 'masks' in found:
-        found.masks = found.masks.flip(MASK_AXES[sample.flip_direction])  # (N, H, W)
+        found.masks = found.masks.flip(MASK_AXES[sample.flip_of_view])  # (N, H, W)
     return found
