@@ -9,9 +9,8 @@ papers:
 - No InstaBoost, which needs a package of its own.
 - No extra global attention after the backbone or the pyramid.
 - In training the longer side is at most 1536, where Swin V1 has 1600. Images are not cropped or padded to that.
-- In testing the shorter side is 1100, the longer at most 1536; with `--tta` there are two more scales,
-  three quarters and five quarters as large, and each is also mirrored. `tools/test.py --window-size 48`
-  tests with the paper's larger window.
+- In testing the shorter side is 1100, the longer at most 1536, and there is one scale unless `--tta` asks for several.
+  `tools/test.py --window-size 48` tests with the paper's larger window.
 - All parts learn at the same rate, and drop path is 0.2, as in the recipes of smaller models.
 """
 

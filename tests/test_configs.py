@@ -3,7 +3,6 @@
 They are found by looking into `configs/`. CONTRIBUTING.md says what is asked of a new one.
 """
 
-import math
 import re
 import runpy
 import sys
@@ -247,7 +246,7 @@ def test_the_views_of_a_recipe_surround_the_scale_that_it_is_tested_at(recipes):
             continue
         resizes, flips, annotations, _ = cfg.to_dict()['tta_pipeline'][1]['transforms']
         ratios = (1, 0.75, 1.25) if cfg.default_scope == 'mmdet' else (0.5, 0.75, 1, 1.25, 1.5, 1.75)
-        scales = [tuple(math.ceil(side * ratio) for side in scale) for ratio in ratios]
+        scales = [tuple(round(side * ratio) for side in scale) for ratio in ratios]
         assert resizes == [dict(type='Resize', scale=scale, keep_ratio=True) for scale in scales], path
         assert [step['prob'] for step in flips] == [0, 1], path
         if cfg.default_scope == 'mmseg':
