@@ -58,13 +58,13 @@ def prepare(args):
         launch.set_window_size(backbones, args.window_size)
     read_checkpoint(args.checkpoint)  # a file that can't be read shows before data and model are built
     check_data_contents(cfg, args, ('test',))
-    if args.tta:
-        augment_test(cfg)
     if args.out:
         dump_predictions(cfg, args.out)
     if args.show_dir:
         cfg.default_hooks.visualization.update(draw=True, interval=1)
     launch.init_distributed(cfg, args.launcher)
+    if args.tta:
+        augment_test(cfg)
     if args.out:
         check_file(Path(args.out), '--out')
     if args.show_dir:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -58,6 +59,8 @@ def augment_test(cfg: Config) -> None:
     if preprocessor:  # the wrapper would put it in the place of the model's own
         cfg.model.setdefault('data_preprocessor', preprocessor)
     cfg.model = ConfigDict(augmented, module=cfg.model)
+    # Of mmseg's SegTTAModel, once for every size of images.
+    warnings.filterwarnings('ignore', 'The shape of value will convert from')
     inform(f'--tta: {augmented.type} merges what is found in {views} views of each image')
 
 
@@ -67,14 +70,15 @@ def is_panoptic(cfg: Config) -> bool:
 
 
 def mirrored(pipeline: Sequence[Mapping]) -> list[dict]:
-    """A test pipeline that gives two views: the image of another one, and its mirror image."""
+    """A test pipeline that gives two views: the image of another one, and that of the mirrored image."""
     annotations = [step for step in pipeline if 'Annotation' in str(step['type'])]
-    *steps, pack = [copy.deepcopy(step) for step in pipeline if step not in annotations]
+    load, *steps, pack = [copy.deepcopy(step) for step in pipeline if step not in annotations]
     if 'meta_keys' in pack:
         pack['meta_keys'] = (*pack['meta_keys'], 'flip', 'flip_direction')
     flips = [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)]
-    # Annotations are loaded last, so that no view changes them.
-    return [*steps, dict(type='TestTimeAug', transforms=[flips, *([step] for step in annotations), [pack]])]
+    # Images are flipped before they are padded, or the padding would be on the other side. Annotations are loaded last,
+    # so that no view changes them.
+    return [load, dict(type='TestTimeAug', transforms=[flips, *([step] for step in (*steps, *annotations, pack))])]
 
 
 def check_views(pipeline: Sequence[Mapping]) -> None:
