@@ -5,7 +5,11 @@ The recipe of the paper's ablations (arXiv 2111.09883, appendix A1.2): shorter s
 paper's runs may start from other weights than the released file here.
 """
 
-_base_ = ['mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py', '_base_/swinv2_tiny_patch4_window16_256.py']
+_base_ = [
+    'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
+    '_base_/swinv2_tiny_patch4_window16_256.py',
+    '_base_/coco_tta.py',
+]
 
 custom_imports = dict(imports=['swinv2_mm'])
 model = dict(

@@ -9,12 +9,16 @@ papers:
 - No InstaBoost, which needs a package of its own.
 - No extra global attention after the backbone or the pyramid.
 - In training the longer side is at most 1536, where Swin V1 has 1600. Images are not cropped or padded to that.
-- In testing the shorter side is 1100, the longer at most 1536, and there is one scale. `tools/test.py --window-size 48`
-  tests with the paper's larger window.
+- In testing the shorter side is 1100, the longer at most 1536, and there is one scale unless `--tta` asks for several.
+  `tools/test.py --window-size 48` tests with the paper's larger window.
 - All parts learn at the same rate, and drop path is 0.2, as in the recipes of smaller models.
 """
 
-_base_ = ['mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py', '_base_/swinv2_large_patch4_window12_192_22k.py']
+_base_ = [
+    'mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py',
+    '_base_/swinv2_large_patch4_window12_192_22k.py',
+    '_base_/coco_tta.py',
+]
 
 custom_imports = dict(imports=['swinv2_mm'])
 model = dict(
@@ -39,6 +43,11 @@ test_pipeline = [
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+
+tta_model = dict(tta_cfg=dict(nms=dict(type='soft_nms', iou_threshold=0.5)))
+_base_.tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(1536, 1100), (1152, 825), (1920, 1375)]
+]
 
 max_epochs = 72
 train_cfg = dict(max_epochs=max_epochs)

@@ -4,6 +4,7 @@ _base_ = [
     'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
     '_base_/swinv2_tiny_patch4_window16_256.py',
     '_base_/mask2former_paramwise.py',
+    '_base_/coco_tta.py',
 ]
 
 custom_imports = dict(imports=['swinv2_mm'])

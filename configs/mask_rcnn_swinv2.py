@@ -1,6 +1,10 @@
 """Mask R-CNN with SwinV2-T, window 16, on COCO for 12 epochs (mmdet's 1x Swin recipe)."""
 
-_base_ = ['mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', '_base_/swinv2_tiny_patch4_window16_256.py']
+_base_ = [
+    'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+    '_base_/swinv2_tiny_patch4_window16_256.py',
+    '_base_/coco_tta.py',
+]
 
 custom_imports = dict(imports=['swinv2_mm'])
 model = dict(backbone=dict(_base_.pop('backbone'), _delete_=True, drop_path_rate=0.2))

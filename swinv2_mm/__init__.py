@@ -1,7 +1,7 @@
 """Swin Transformer V2 for OpenMMLab.
 
-Importing the package registers the backbone, its optimizer constructor, its runners and its strategy with mmengine, and
-makes mmengine read checkpoints without running code from them.
+Importing the package registers the backbone, its optimizer constructor, its runners, its strategy and its model for
+test-time augmentation with mmengine, and makes mmengine read checkpoints without running code from them.
 """
 
 import mmengine
@@ -23,6 +23,7 @@ from .engine.flexible_runner import SwinV2FlexibleRunner
 from .engine.optim import SwinV2OptimWrapperConstructor
 from .engine.runner import SwinV2Runner
 from .engine.strategy import SwinV2FSDPStrategy
+from .engine.tta import InstanceTTAModel
 from .ops import flop_counters
 
 flop_counters.register()
@@ -31,6 +32,7 @@ mmengine_reading.register()
 __all__ = [
     'BFloat16OptimWrapper',
     'CheckpointError',
+    'InstanceTTAModel',
     'LoadReport',
     'SwinTransformerV2',
     'SwinV2FSDPStrategy',

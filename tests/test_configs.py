@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'configs').rglob('*.py'))
 SHARED = [path for path in CONFIGS if path.startswith('configs/_base_/')]
 RECIPES = [path for path in CONFIGS if not path.startswith(('configs/_base_/', 'configs/demo/'))]
-STRATEGY = 'configs/_base_/sharded.py'
+STRATEGY, VIEWS = 'configs/_base_/sharded.py', 'configs/_base_/coco_tta.py'
 UNSHARDED = {  # by the sharded recipe, the one that it is otherwise
     'configs/coco/dino-4scale_swinv2-l-w24_8xb2-fsdp-amp-12e_coco.py': (
         'configs/coco/dino-4scale_swinv2-l-w24_8xb2-amp-12e_coco.py'
@@ -156,7 +156,7 @@ def test_a_recipe_builds_as_it_is(recipe):
 
 
 def test_a_recipe_shares_what_is_shared_and_leaves_no_name_of_it_behind(recipes):
-    names = {name for path in SHARED if path != STRATEGY for name in Config.fromfile(path)}
+    names = {name for path in SHARED if path not in (STRATEGY, VIEWS) for name in Config.fromfile(path)}
     for recipe, cfg in recipes.items():
         assert not names & set(cfg), f'{recipe}: take it out of _base_ with pop'
         assert RELEASES not in Path(recipe).read_text(), f'{recipe}: inherit the file of configs/_base_'
@@ -237,6 +237,26 @@ def test_the_recipes_of_the_paper(recipes):
             assert cfg.optim_wrapper.optimizer.lr == 4e-5, path
 
 
+def test_the_views_of_a_recipe_surround_the_scale_that_it_is_tested_at(recipes):
+    for path, cfg in recipes.items():
+        plain = cfg.test_dataloader.dataset.pipeline
+        [scale] = [step.scale for step in plain if step.type == 'Resize']
+        if 'panoptic' in path:
+            assert 'tta_model' not in cfg, path
+            continue
+        resizes, flips, annotations, _ = cfg.to_dict()['tta_pipeline'][1]['transforms']
+        ratios = (1, 0.75, 1.25) if cfg.default_scope == 'mmdet' else (0.5, 0.75, 1, 1.25, 1.5, 1.75)
+        scales = [tuple(round(side * ratio) for side in scale) for ratio in ratios]
+        assert resizes == [dict(type='Resize', scale=scale, keep_ratio=True) for scale in scales], path
+        assert [step['prob'] for step in flips] == [0, 1], path
+        if cfg.default_scope == 'mmseg':
+            assert cfg.tta_model.type == 'SegTTAModel', path
+            continue
+        assert annotations == [step for step in plain if step.type == 'LoadAnnotations'], path
+        own = (cfg.model.test_cfg.get('rcnn') or {}).get('nms') or dict(type='nms', iou_threshold=0.5)
+        assert cfg.tta_model == dict(type='InstanceTTAModel', tta_cfg=dict(nms=own, max_per_img=100)), path
+
+
 def shrink(node):
     """Divide what the settings say in pixels by 8, and take few proposals and predictions."""
 
@@ -275,6 +295,7 @@ def shrink_config(cfg):
         shrink(loader.dataset)
         loader.dataset.indices = 2
         loader.update(num_workers=0, persistent_workers=False)
+    shrink(cfg.get('tta_pipeline') or [])
     if 'max_iters' in cfg.train_cfg:
         cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=1)
     else:

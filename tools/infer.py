@@ -40,7 +40,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +61,7 @@ from torch import nn
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
+from swinv2_mm.engine.tta import TTA_HELP, augment_test, count_views, is_panoptic
 from swinv2_mm.messages import first_line
 from swinv2_mm.writing import check_folder, unwritten, whole
 
@@ -105,6 +106,7 @@ def parse_args(argv=None):
         help='put up to N images into a batch: neighbours in the order of names and equal in size, so that results do '
         'not depend on it (default: 1)',
     )
+    parser.add_argument('--tta', action='store_true', help=TTA_HELP)
     parser.add_argument('--device', help='for example cpu or cuda:1 (default: cuda if there is a GPU, else cpu)')
     parser.add_argument(
         '--score-thr',
@@ -152,6 +154,8 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
     check_supported(cfg, args.config)
     launch.drop_initial_weights(cfg)
     launch.check_backbone(cfg)
+    if args.tta:
+        augment_test(cfg)
     init_default_scope(cfg.default_scope)
     build_pipeline(cfg)
     meta = class_meta(cfg, read_checkpoint(args.checkpoint))
@@ -161,14 +165,15 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
 
 
 def pixels_that_fit(cfg: Config, classes: int, device: str) -> int:
-    """Limit the pixels of an image: a segmentor holds a score for each pixel and class, at the size of the image."""
+    """Limit the pixels of an image: a segmentor holds a score for each pixel, class and view, at the size of it."""
     if cfg.default_scope == 'mmdet':
         return MAX_PIXELS
     if torch.device(device).type == 'cuda':
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return min(MAX_PIXELS, memory // 4 // (4 * classes))
+    scores = 3 + count_views(test_dataset(cfg).pipeline)  # of each pixel and class: those of a view are in use thrice
+    return min(MAX_PIXELS, memory // scores // (4 * classes))
 
 
 def check_device(device: str) -> None:
@@ -184,7 +189,7 @@ def check_supported(cfg: Config, path: str) -> None:
     pipeline = test_dataset(cfg).get('pipeline')
     if not pipeline or not re.search('LoadImage|LoadSingleRSImage', str(pipeline[0].get('type'))):
         raise ValueError(f'the test pipeline of {path} does not start with loading an image')
-    if 'panoptic_fusion_head' in cfg.model and (cfg.model.get('test_cfg') or {}).get('panoptic_on', True):
+    if is_panoptic(cfg):
         raise ValueError(
             f'the model of {path} is panoptic, which is not supported; for the instances of a MaskFormer or '
             'Mask2Former pass --cfg-options model.test_cfg.panoptic_on=False model.test_cfg.instance_on=True'
@@ -221,13 +226,22 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
 
 def build_pipeline(cfg: Config) -> tuple[Compose, Compose]:
     """Build the step of the test pipeline that loads an image, and those after it, without annotations."""
-    steps = [step for step in test_dataset(cfg).pipeline if 'Annotation' not in str(step.type)]
+    steps = without_annotations(test_dataset(cfg).pipeline)
     if steps[0].get('imdecode_backend') == 'tifffile' and not importlib.util.find_spec('tifffile'):
         raise ValueError("imdecode_backend='tifffile' needs a package: pip install tifffile")
     try:
         return Compose(steps[:1]), Compose(steps[1:])
     except Exception as error:  # each transform raises its own kind
         raise ValueError(f'the test pipeline of {cfg.filename} cannot be built: {first_line(error)}') from error
+
+
+def without_annotations(steps: Sequence[dict]) -> list[dict]:
+    """The steps of a pipeline that load no annotations, also inside those that give several views."""
+    kept = [dict(step) for step in steps if 'Annotation' not in str(step['type'])]
+    for step in kept:
+        if 'TestTimeAug' in str(step['type']):
+            step['transforms'] = [views for views in map(without_annotations, step['transforms']) if views]
+    return kept
 
 
 def read_images(images: dict[str, Path], cfg: Config, max_pixels: int, skipped: dict[Path, str]) -> Iterator[Prepared]:
@@ -251,7 +265,8 @@ def read_images(images: dict[str, Path], cfg: Config, max_pixels: int, skipped: 
             picture = to_picture(loaded['img'], is_rgb)  # now, as transforms may change the image in place
             failing = f'the test pipeline fails on {width} x {height} pixels: '
             data = transform(loaded)
-            prepared = Prepared(name, path, picture, data, (picture.shape, data['inputs'].shape))
+            views = data['inputs'] if isinstance(data['inputs'], list) else [data['inputs']]
+            prepared = Prepared(name, path, picture, data, (picture.shape, *(view.shape for view in views)))
         except Exception as error:  # decoders raise all kinds
             skipped[path] = failing + first_line(error)
         else:

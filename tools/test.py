@@ -16,6 +16,7 @@ from swinv2_tools.startup import check_config, check_data_contents, errors_in_on
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.runner import runner_class
+from swinv2_mm.engine.tta import TTA_HELP, augment_test
 from swinv2_mm.writing import check_file, check_folder, unwritten, whole
 
 
@@ -35,6 +36,7 @@ def parse_args(argv=None):
         metavar='N',
         help='attend in other windows than in training, one size for all stages or one per stage, in tokens',
     )
+    parser.add_argument('--tta', action='store_true', help=TTA_HELP)
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a pickle file')
     parser.add_argument('--show-dir', metavar='DIR', help='write pictures of predictions beside the ground truth')
     launch.add_arguments(parser)
@@ -61,6 +63,8 @@ def prepare(args):
     if args.show_dir:
         cfg.default_hooks.visualization.update(draw=True, interval=1)
     launch.init_distributed(cfg, args.launcher)
+    if args.tta:
+        augment_test(cfg)
     if args.out:
         check_file(Path(args.out), '--out')
     if args.show_dir:

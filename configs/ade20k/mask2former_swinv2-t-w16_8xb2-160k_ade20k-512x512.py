@@ -18,3 +18,9 @@ optim_wrapper = dict(
     constructor='SwinV2OptimWrapperConstructor',
     paramwise_cfg=dict(_base_.pop('paramwise_cfg'), _delete_=True, decay_rate=0.95),
 )
+
+# The host's views are relative to the size of the image. In the papers they are relative to the scale of training.
+_base_.tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(int(2048 * ratio), int(512 * ratio)), keep_ratio=True)
+    for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+]

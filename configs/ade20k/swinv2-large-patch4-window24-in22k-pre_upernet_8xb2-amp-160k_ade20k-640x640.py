@@ -29,3 +29,9 @@ test_pipeline = [
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+
+# The host's views are relative to the size of the image. In the papers they are relative to the scale of training.
+_base_.tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(int(2560 * ratio), int(640 * ratio)), keep_ratio=True)
+    for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+]

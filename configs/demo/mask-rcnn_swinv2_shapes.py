@@ -69,6 +69,9 @@ train_dataloader = dict(
 )
 val_dataloader = dict(num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
+_base_.tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (192, 160, 224)
+]
 val_evaluator = dict(ann_file=f'{data_root}annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 

@@ -85,6 +85,9 @@ test_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
+_base_.tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(width, width * 3 // 4), keep_ratio=True) for width in (240, 180, 300)
+]
 
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=3e-3), paramwise_cfg=dict(decay_rate=1.0))

@@ -58,6 +58,7 @@ dataset = dict(
 train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(**dataset, pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
+_base_.tta_pipeline[1].transforms[0] = [dict(type='Resize', scale=(side, side)) for side in (128, 96, 160)]
 
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 2)
 optim_wrapper = dict(
