@@ -16,3 +16,4 @@ optim_wrapper = dict(
     optimizer=dict(lr=4e-5),
     paramwise_cfg=dict(_delete_=True, decay_rate=0.95),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=16)

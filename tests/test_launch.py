@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import entries
 import pytest
 import torch
 from mmengine.config import Config
@@ -121,6 +122,33 @@ def test_flags_of_training_reach_the_config(load_tool, shapes, tmp_path):
     assert cfg.train_dataloader.batch_size == 3
     assert cfg.train_dataloader.dataset.data_root == f'{shapes}/'
     assert not list(tmp_path.iterdir())
+
+
+def test_scaling_the_learning_rate_is_turned_on_by_the_flag(load_tool, shapes):
+    train = load_tool('train')
+    common = [DEMO, '--data-root', str(shapes)]
+    assert train.prepare(train.parse_args(common)).auto_scale_lr == dict(enable=False, base_batch_size=4)
+    cfg = train.prepare(train.parse_args([*common, '--auto-scale-lr']))
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['auto_scale_lr.base_batch_size=0'], 'auto_scale_lr.base_batch_size is 0: must be a whole number of at least'),
+        (['auto_scale_lr=None'], 'auto_scale_lr of the config has no base_batch_size: name the batch size that its'),
+        (['train_dataloader.batch_size=None'], 'train_dataloader has no batch_size for auto_scale_lr: set optim_wrapp'),
+        (
+            ['optim_wrapper.accumulative_counts=3', 'train_dataloader.batch_size=2'],
+            'auto_scale_lr does not count that optim_wrapper.accumulative_counts is 3: leave it out, and set '
+            'optim_wrapper.optimizer.lr to 0.001 x 2 x 3 x processes / 4',
+        ),
+    ],
+)
+def test_a_learning_rate_that_cannot_be_scaled_is_one_line(fails, shapes, tmp_path, options, message):
+    flags = '--data-root', shapes, '--work-dir', tmp_path / 'run', '--auto-scale-lr', '--cfg-options', *options
+    assert fails('train', DEMO, *flags).startswith(f'error: {message}')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_initial_weights_come_from_the_flag(load_tool, shapes, tmp_path):
@@ -436,6 +464,39 @@ def test_a_runner_may_be_named_by_its_class():
         ValueError, match=r'runner_type <class .*Linear.> .* derives from neither SwinV2Runner nor Flex'
     ):
         runner_class(Config(dict(runner_type=torch.nn.Linear)))
+
+
+@pytest.mark.usefixtures('no_traces')
+def test_a_run_without_validation_needs_no_data_for_it(load_tool, shapes, tmp_path):
+    """In the config, checkpoints are chosen by metrics, and validations become more frequent."""
+    ade = tmp_path / 'ade'
+    shutil.copytree(shapes / 'ade', ade, ignore=shutil.ignore_patterns('validation'))
+    best = ['default_hooks.checkpoint.save_best=mIoU', 'default_hooks.checkpoint.rule=greater']
+    more = [*best, 'train_cfg.dynamic_intervals=[(1,1)]', 'val_evaluator.type=IoUMetric']
+    assert entries.train(load_tool, tmp_path, tmp_path / 'run', more=more) == 2  # validation data is missing
+    assert entries.train(load_tool, tmp_path, tmp_path / 'run', '--no-validate', iters=2, more=more) == 0
+    assert {path.name for path in (tmp_path / 'run').glob('*.pth')} == {'iter_1.pth', 'iter_2.pth'}
+
+
+@pytest.mark.parametrize(
+    ('lines', 'message'),
+    [
+        (
+            "custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU')]",
+            'custom_hooks.0 of the config is EarlyStoppingHook',
+        ),
+        (
+            "param_scheduler = [dict(_delete_=True, type='mmengine.ReduceOnPlateauLR', monitor='mIoU')]",
+            'param_scheduler.0 of the config is mmengine.ReduceOnPlateauLR',
+        ),
+    ],
+)
+def test_what_needs_validation_does_not_go_without(fails, shapes, tmp_path, lines, message):
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{Path(DEMO).resolve()}'\n{lines}\n")
+    line = fails('train', config, '--data-root', shapes, '--no-validate', '--work-dir', tmp_path / 'run')
+    assert line == f'error: {message}, which needs validation: leave --no-validate out'
+    assert not (tmp_path / 'run').exists()
 
 
 def test_mixed_precision_needs_something_to_train():

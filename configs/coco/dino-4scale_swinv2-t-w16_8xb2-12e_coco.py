@@ -8,3 +8,4 @@ model = dict(
     neck=dict(in_channels=[192, 384, 768]),
 )
 optim_wrapper = dict(constructor='SwinV2OptimWrapperConstructor')
+auto_scale_lr = dict(enable=False)

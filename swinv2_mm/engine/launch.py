@@ -164,6 +164,29 @@ def set_amp(cfg: Config, dtype: str) -> None:
         cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
 
 
+def drop_validation(cfg: Config) -> None:
+    """Train without validation: nothing reads its data, and no checkpoint is saved as the best.
+
+    Raises:
+        ValueError: training itself depends on its metrics.
+    """
+    default = cfg.get('default_hooks') or {}
+    hooks = {f'default_hooks.{key}': hook for key, hook in default.items() if hook}
+    hooks.update((f'custom_hooks.{i}', hook) for i, hook in enumerate(cfg.get('custom_hooks') or []))
+    schedulers = cfg.get('param_scheduler') or []
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    needing = {**hooks, **{f'param_scheduler.{i}': one for i, one in enumerate(schedulers)}}
+    for place, node in needing.items():
+        kind = str(getattr(node.get('type'), '__name__', node.get('type')))
+        if kind.rpartition('.')[2].startswith(('EarlyStopping', 'ReduceOnPlateau')):
+            raise ValueError(f'{place} of the config is {kind}, which needs validation: leave --no-validate out')
+    for hook in hooks.values():
+        for key in ('save_best', 'rule'):
+            hook.pop(key, None)
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg[key] = None
+
+
 def find_backbones(cfg: Config) -> dict[str, ConfigDict]:
     """The configs of a model's backbones by dotted name, also in a detector inside it: model.detector.backbone."""
     found, nodes = {}, [('model', cfg.model)]
