@@ -169,7 +169,9 @@ def test_a_config_that_is_none_is_one_line(fails, tmp_path, tool):
     assert 'config nowhere.py does not exist' in fails(tool, 'nowhere.py', *checkpoint)
     neither = tmp_path / 'neither.py'
     neither.write_text("default_scope = 'mmpose'\nmodel = dict(type='X')\n")
-    assert "neither mmdet nor mmseg: default_scope is 'mmpose'" in fails(tool, neither, *checkpoint)
+    line = fails(tool, neither, *checkpoint)
+    assert "neither mmdet nor mmseg: default_scope is 'mmpose'" in line
+    assert line.endswith("use the tools of mmpose for it, where the backbone is type='mmengine.SwinTransformerV2'")
     neither.write_text("default_scope = 'mmdet'\n")
     assert 'it has no model' in fails(tool, neither, *checkpoint)
     neither.write_text('model = dict(')
@@ -454,6 +456,80 @@ def test_a_flag_for_initial_weights_keeps_what_the_config_allows_to_be_missing(t
         launch.check_backbone(cfg)
     launch.set_initial_weights(cfg, 'none')
     assert cfg.model.backbone.init_cfg is None
+
+
+PURE_BASE = """
+from mmcv.transforms import LoadImageFromFile, Resize
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.runner import IterBasedTrainLoop, TestLoop
+from mmseg.datasets import BaseSegDataset, LoadAnnotations, PackSegInputs
+from mmseg.evaluation import IoUMetric
+from mmseg.models import EncoderDecoder, FCNHead, SegDataPreProcessor
+
+default_scope = None
+classes = ('background', 'disc', 'square', 'triangle', 'star', 'cross', 'ring')
+head = dict(type=FCNHead, in_index=0, channels=8, num_convs=1, num_classes=7, norm_cfg=dict(type='BN'))
+model = dict(
+    type=EncoderDecoder,
+    data_preprocessor=dict(type=SegDataPreProcessor, size=(32, 32), mean=[99.0] * 3, std=[60.0] * 3),
+    decode_head=head,
+    test_cfg=dict(mode='whole'),
+)
+load = [dict(type=LoadImageFromFile), dict(type=Resize, scale=(32, 32)), dict(type=LoadAnnotations)]
+dataset = dict(
+    type=BaseSegDataset,
+    metainfo=dict(classes=classes, palette=[(i, i, i) for i in range(7)]),
+    data_root='data',
+    data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+    pipeline=[*load, dict(type=PackSegInputs)],
+)
+train_dataloader = dict(batch_size=2, num_workers=0, sampler=dict(type=InfiniteSampler), dataset=dataset)
+test_dataloader = dict(batch_size=1, num_workers=0, sampler=dict(type=DefaultSampler, shuffle=False), dataset=dataset)
+test_evaluator = dict(type=IoUMetric)
+test_cfg = dict(type=TestLoop)
+train_cfg = dict(type=IterBasedTrainLoop, max_iters=1)
+"""
+PURE = """
+from mmengine.config import read_base
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapper
+from torch.optim import AdamW
+
+from swinv2_mm import SwinTransformerV2, SwinV2OptimWrapperConstructor
+
+with read_base():
+    from .pure_base import *
+
+arch = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2))
+model.update(backbone=dict(type=SwinTransformerV2, arch=arch, window_size=4, out_indices=(0, 1)))
+model['decode_head'].update(in_channels=8)
+optim_wrapper = dict(
+    type=OptimWrapper, constructor=SwinV2OptimWrapperConstructor, optimizer=dict(type=AdamW, lr=1e-3, weight_decay=0.0)
+)
+default_hooks = dict(checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=1))
+"""
+
+
+@pytest.mark.usefixtures('no_traces')
+def test_a_pure_python_config_trains_and_what_it_saves_is_used(load_tool, shapes, tmp_path):
+    """It has classes where others have names, and no scope. The config that training saves has dotted names."""
+    for name, content in (('pure_base', PURE_BASE), ('pure', PURE)):
+        (tmp_path / f'{name}.py').write_text(content)
+    start = SwinTransformerV2(dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2)), window_size=4, out_indices=(0, 1))
+    torch.save(start.state_dict(), tmp_path / 'start.pth')
+    flags = '--data-root', shapes / 'ade', '--work-dir', tmp_path / 'run'
+    more = '--checkpoint', tmp_path / 'start.pth', '--cfg-options', 'optim_wrapper.optimizer.lr=0'
+    assert entries.run_tool(load_tool, 'train', tmp_path / 'pure.py', *flags, *more) == 0
+    saved = launch.load_config(tmp_path / 'run/pure.py')
+    assert saved.model.backbone.type == 'swinv2_mm.SwinTransformerV2' and saved.default_scope == 'mmseg'
+    trained = torch.load(tmp_path / 'run/iter_1.pth', weights_only=False)['state_dict']  # written just now
+    for name, value in start.state_dict().items():
+        torch.testing.assert_close(trained[f'backbone.{name}'], value)
+    image, out = next((shapes / 'val2017').iterdir()), tmp_path / 'out'
+    inference = tmp_path / 'run/pure.py', tmp_path / 'run/iter_1.pth', image, '--out', out
+    assert entries.run_tool(load_tool, 'infer', *inference) == 0
+    assert [path.name for path in (out / 'labels').iterdir()] == [f'{image.stem}.png']
+    assert load_tool('analyze_model').build(str(tmp_path / 'pure.py')).arch == start.arch
 
 
 def test_a_runner_may_be_named_by_its_class():

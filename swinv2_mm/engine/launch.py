@@ -17,7 +17,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import is_cuda_available
 from mmengine.dist import init_dist
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import is_installed
 from torch import nn
 
@@ -26,6 +26,7 @@ from ..checkpoints.files import read_checkpoint
 from ..checkpoints.loading import fit_pretrained
 from ..checks.data import HOSTS, has_remote_images, innermost_datasets, is_remote
 from ..checks.options import ConfigOptions, merge_options
+from ..checks.registered import builds
 from ..messages import first_line
 from .model_weights import load_model, unwrapped
 
@@ -78,18 +79,29 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise ValueError(f'config {path} cannot be read: {first_line(error)}') from error
-    scope = cfg.get('default_scope')
+    scope = cfg.get('default_scope') or _host_of(cfg.get('model'))
     if scope not in HOSTS or 'model' not in cfg:
+        cure = 'inherit a recipe of mmdet:: or mmseg::'
+        if scope not in (None, *HOSTS):
+            cure = f"use the tools of {scope} for it, where the backbone is type='mmengine.SwinTransformerV2'"
         raise ValueError(
             f'config {path} is for neither mmdet nor mmseg: default_scope is {scope!r} and it has '
-            f'{"a" if "model" in cfg else "no"} model; inherit a recipe of mmdet:: or mmseg::'
+            f'{"a" if "model" in cfg else "no"} model; {cure}'
         )
+    cfg.default_scope = scope
     try:
         importlib.import_module(f'{scope}.models')
     except Exception as error:  # an mmcv of another version or for another PyTorch, in many ways
         raise ValueError(f'config {path} is for {scope}, which does not import here: {first_line(error)}') from error
     merge_options(cfg, overrides or {})
     return cfg
+
+
+def _host_of(model):
+    """The host whose class a model is of or derived from, where no scope says it, as in pure-Python configs."""
+    kind = (model or {}).get('type')
+    names = [base.__module__ for base in kind.__mro__] if isinstance(kind, type) else [str(kind)]
+    return next((name.split('.')[0] for name in names if name.split('.')[0] in HOSTS), None)
 
 
 def _allow_onedl_recipes():
@@ -193,7 +205,7 @@ def find_backbones(cfg: Config) -> dict[str, ConfigDict]:
     while nodes:
         place, node = nodes.pop(0)
         if isinstance(node, dict):
-            if _is_ours(node) or (place.endswith('.backbone') and 'type' in node):
+            if 'type' in node and (place.endswith('.backbone') or is_ours(node, cfg)):
                 found[place] = node
             nodes += [(f'{place}.{key}', value) for key, value in node.items()]
         elif isinstance(node, (list, tuple)):
@@ -201,8 +213,10 @@ def find_backbones(cfg: Config) -> dict[str, ConfigDict]:
     return found
 
 
-def _is_ours(backbone):
-    return backbone.get('type') in ('SwinTransformerV2', SwinTransformerV2)
+def is_ours(backbone: ConfigDict, cfg: Config) -> bool:
+    """Whether a part of a model's config is a `SwinTransformerV2` or derived from it, however its type is named."""
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        return builds(backbone, SwinTransformerV2)
 
 
 def set_initial_weights(cfg: Config, checkpoint: str, prefix: str = '') -> None:
@@ -223,7 +237,7 @@ def set_initial_weights(cfg: Config, checkpoint: str, prefix: str = '') -> None:
     if checkpoint.lower() == 'none':
         drop_initial_weights(cfg)
         return
-    for backbone in list(filter(_is_ours, backbones)) or backbones:
+    for backbone in [one for one in backbones if is_ours(one, cfg)] or backbones:
         old = backbone.get('init_cfg') or {}
         backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, **(dict(prefix=prefix) if prefix else {}))
         if 'allow_missing' in old:  # it is about the backbone of the config, not about the file
@@ -248,9 +262,9 @@ def check_backbone(cfg: Config) -> nn.ModuleList:
     """
     backbones = nn.ModuleList()
     for place, backbone in find_backbones(cfg).items():
-        if not _is_ours(backbone):
+        if not is_ours(backbone, cfg):
             continue
-        with torch.device('meta'):
+        with torch.device('meta'), DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
             try:
                 built = MODELS.build(dict(backbone))
             except TypeError as error:
