@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -359,6 +360,32 @@ def test_what_needs_a_gpu_says_so(fails, shapes):
         'train', DEMO, '--data-root', shapes, '--launcher', 'slurm'
     )
     assert 'torchrun' in fails('train', DEMO, '--data-root', shapes, '--launcher', 'pytorch')
+
+
+@pytest.mark.parametrize(('tool', 'checkpoint'), [('train', []), ('test', ['a b.pth'])])
+def test_the_scripts_of_the_hosts_start_the_tools_in_several_processes(load_tool, tmp_path, tool, checkpoint):
+    """They run torchrun, in whose place there is a program that prints its arguments."""
+    (tmp_path / 'torchrun').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / 'torchrun').chmod(0o755)
+    variables = dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='29501')
+    env = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    script = [f'tools/dist_{tool}.sh', DET, *checkpoint]
+
+    def run(*args, **more):
+        return subprocess.run([*script, *args], env={**env, **more}, capture_output=True, text=True)
+
+    flags = ['--work-dir', 'my runs', '--cfg-options', 'train_dataloader.batch_size=1']
+    defaults = ['--nnodes=1', '--node_rank=0', '--nproc_per_node=8', '--master_addr=127.0.0.1', '--master_port=29500']
+    asked = ['--nnodes=2', '--node_rank=1', '--nproc_per_node=8', '--master_addr=10.0.0.1', '--master_port=29501']
+    for more, options in (({}, defaults), (variables, asked)):
+        printed = run('8', *flags, **more).stdout.splitlines()
+        assert printed == [*options, f'tools/{tool}.py', DET, *checkpoint, '--launcher', 'pytorch', *flags]
+    args = load_tool(tool).parse_args(printed[6:])
+    assert (args.config, args.launcher, args.work_dir) == (DET, 'pytorch', 'my runs')
+    for mistake in ([], ['--amp'], ['0']):
+        done = run(*mistake)
+        assert (done.returncode, done.stdout) == (2, '')
+        assert done.stderr.startswith(f'error: usage: tools/dist_{tool}.sh CONFIG ') and done.stderr.count('\n') == 1
 
 
 def test_predictions_are_written_as_pickle_only(fails, shapes, tmp_path):
