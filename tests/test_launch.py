@@ -590,7 +590,7 @@ def test_a_run_without_validation_needs_no_data_for_it(load_tool, shapes, tmp_pa
         ),
         (
             "param_scheduler = [dict(_delete_=True, type='mmengine.ReduceOnPlateauLR', monitor='mIoU')]",
-            'param_scheduler.0 of the config is mmengine.ReduceOnPlateauLR',
+            'param_scheduler.0 of the config is ReduceOnPlateauLR',
         ),
     ],
 )

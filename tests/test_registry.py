@@ -9,7 +9,7 @@ import pytest
 from mmengine.registry import MODELS, DefaultScope, Registry
 
 import swinv2_mm
-from swinv2_mm.checks.registered import builds
+from swinv2_mm.checks.registered import builds, class_name
 
 NOT_NEEDED = ['mmdet', 'mmseg', 'mmcv', 'mmpretrain', 'timm', 'transformers', 'torchvision', 'yacs']
 BUILD_AND_RUN = f"""
@@ -58,6 +58,7 @@ NAMES = [
 
 
 def test_a_backbone_is_known_however_its_type_is_named():
+    assert [class_name(name) for name in NAMES] == ['SwinTransformerV2'] * 5 + ['Own']
     pytest.importorskip('mmdet.models')
     for scope in (None, 'mmdet'):
         with DefaultScope.overwrite_default_scope(scope):

@@ -29,6 +29,11 @@ def builds(node: Mapping, base: type) -> bool:
     return isinstance(kind, type) and issubclass(kind, base)
 
 
+def class_name(kind: object) -> str:
+    """The name of the class that a ``type`` names: by text, also of a module or a scope, or by itself."""
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
 def registries_of(kind: object) -> list[Registry]:
     """The registries that know a ``type`` by its name."""
     return [registry for registry in REGISTRIES if isinstance(kind, str) and find(registry, kind) is not None]

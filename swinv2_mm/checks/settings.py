@@ -8,6 +8,8 @@ from numbers import Integral, Real
 
 from mmengine.config import Config
 
+from .registered import class_name
+
 PARTS = {  # what each part of a run needs; the Runner wants all of it or none
     'train': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
     'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
@@ -101,7 +103,7 @@ def _check_scaling(cfg):
 def _check_metrics(cfg, name):
     metrics = cfg.get(name) or []
     for metric in metrics if isinstance(metrics, list) else [metrics]:
-        key, known = METRICS.get(metric.get('type'), ('', ()))
+        key, known = METRICS.get(class_name(metric.get('type')), ('', ()))
         asked = metric.get(key) or []
         for one in [asked] if isinstance(asked, str) else asked:
             if one not in known:

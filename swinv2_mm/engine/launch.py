@@ -26,7 +26,7 @@ from ..checkpoints.files import read_checkpoint
 from ..checkpoints.loading import fit_pretrained
 from ..checks.data import HOSTS, has_remote_images, innermost_datasets, is_remote
 from ..checks.options import ConfigOptions, merge_options
-from ..checks.registered import builds
+from ..checks.registered import builds, class_name
 from ..messages import first_line
 from .model_weights import load_model, unwrapped
 
@@ -189,8 +189,8 @@ def drop_validation(cfg: Config) -> None:
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
     needing = {**hooks, **{f'param_scheduler.{i}': one for i, one in enumerate(schedulers)}}
     for place, node in needing.items():
-        kind = str(getattr(node.get('type'), '__name__', node.get('type')))
-        if kind.rpartition('.')[2].startswith(('EarlyStopping', 'ReduceOnPlateau')):
+        kind = class_name(node.get('type'))
+        if kind.startswith(('EarlyStopping', 'ReduceOnPlateau')):
             raise ValueError(f'{place} of the config is {kind}, which needs validation: leave --no-validate out')
     for hook in hooks.values():
         for key in ('save_best', 'rule'):
@@ -331,10 +331,9 @@ def init_distributed(cfg: Config, launcher: str) -> None:
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
-        runner = cfg.get('runner_type')
-        if getattr(runner, '__name__', runner) == 'FlexibleRunner':
+        if class_name(cfg.get('runner_type')) == 'FlexibleRunner':
             strategy = cfg.get('strategy') or dict(type='DDPStrategy')  # which is its default
-            if strategy.get('type') == 'DDPStrategy':
+            if class_name(strategy.get('type')) == 'DDPStrategy':
                 cfg.strategy = dict(dict(model_wrapper=cfg.model_wrapper_cfg), **strategy)
     else:
         raise ValueError(f'--launcher {launcher} needs GPUs, and PyTorch finds none: use torchrun and pytorch')
