@@ -16,6 +16,7 @@ optim_wrapper = dict(
     optimizer=dict(lr=4e-5),
     paramwise_cfg=dict(_delete_=True, decay_rate=0.95),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 # The host's views are relative to the size of the image. In the papers they are relative to the scale of training.
 _base_.tta_pipeline[1].transforms[0] = [

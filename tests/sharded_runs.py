@@ -46,6 +46,7 @@ RUNS = {
     'layer decay': dict(
         model=dict(backbone=dict(frozen_stages=2, with_cp=True)),
         optim_wrapper=dict(**OURS, paramwise_cfg=dict(decay_rate=0.8, custom_keys=dict(head=dict(lr_mult=2)))),
+        auto_scale_lr=dict(enable=True, base_batch_size=8),
     ),
     'unused parts': dict(
         model=dict(backbone=dict(out_indices=(0, 1), frozen_stages=1, with_cp=True), spare='none'),
@@ -169,6 +170,7 @@ def build(run, folder, launcher='none', steps=STEPS, resume=False, sharded=True,
             resume=resume,
             default_scope='mmengine',
             find_unused_parameters=changes.get('find_unused_parameters', False),
+            auto_scale_lr=changes.get('auto_scale_lr'),
         )
     )
     if not sharded:

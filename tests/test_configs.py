@@ -361,7 +361,8 @@ def test_the_metafile_lists_every_recipe_as_it_is(recipes, entries):
         assert said['Architecture'] == [f'SwinV2-{backbone.arch[0].upper()}', model.in_collection]
         assert said['Window Size'] == backbone.window_size
         assert said['Training Data'] == DATA[cfg.train_dataloader.dataset.type]
-        assert said['Batch Size'] == 8 * cfg.train_dataloader.batch_size
+        assert said['Batch Size'] == 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
+        assert cfg.auto_scale_lr.enable is False  # the key must be there for the hosts' --auto-scale-lr
         assert said.get('Epochs', said.get('Iterations')) == schedule.get('max_epochs', schedule.get('max_iters'))
         assert said['Training Techniques'] == [name for name, used in techniques.items() if used]
         if backbone.init_cfg:

@@ -7,11 +7,13 @@ needs several processes (`test_sharding.py`), and of what computes with 3 billio
 photos that of Mask R-CNN is trained; of the others the checked config is made.
 """
 
+import importlib
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,24 @@ def commands(page):
 
 
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+
+
+HOSTS = re.findall(r'`python \$(MMDET|MMSEG)/([^` ]+) ([^`]+)`', (ROOT / 'docs/hosts.md').read_text())
+
+
+@pytest.mark.parametrize(('host', 'tool', 'arguments'), HOSTS, ids=[' '.join(words[:2]) for words in HOSTS])
+def test_a_command_of_a_host_is_one(host, tool, arguments, monkeypatch):
+    """It has such a tool, which takes these arguments. The page says which of them were run, and when."""
+    path = Path(importlib.import_module(host.lower()).__path__[0], '.mim/tools', tool)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, 'seaborn', types.ModuleType('seaborn'))  # which is not installed
+    monkeypatch.setenv('LOCAL_RANK', '0')  # else it sets that
+    monkeypatch.setattr(sys, 'argv', [tool, *arguments.split()])
+    if (host, tool) == ('MMDET', 'analysis_tools/benchmark.py'):
+        pytest.importorskip('psutil')
+    spec.loader.exec_module(module)
+    module.parse_args()  # which ends at a mistake
 
 
 @pytest.fixture(scope='module')

@@ -3,9 +3,11 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+import entries
 import pytest
 import torch
 from mmengine.config import Config
@@ -123,6 +125,33 @@ def test_flags_of_training_reach_the_config(load_tool, shapes, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_scaling_the_learning_rate_is_turned_on_by_the_flag(load_tool, shapes):
+    train = load_tool('train')
+    common = [DEMO, '--data-root', str(shapes)]
+    assert train.prepare(train.parse_args(common)).auto_scale_lr == dict(enable=False, base_batch_size=4)
+    cfg = train.prepare(train.parse_args([*common, '--auto-scale-lr']))
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['auto_scale_lr.base_batch_size=0'], 'auto_scale_lr.base_batch_size is 0: must be a whole number of at least'),
+        (['auto_scale_lr=None'], 'auto_scale_lr of the config has no base_batch_size: name the batch size that its'),
+        (['train_dataloader.batch_size=None'], 'train_dataloader has no batch_size for auto_scale_lr: set optim_wrapp'),
+        (
+            ['optim_wrapper.accumulative_counts=3', 'train_dataloader.batch_size=2'],
+            'auto_scale_lr does not count that optim_wrapper.accumulative_counts is 3: leave it out, and set '
+            'optim_wrapper.optimizer.lr to 0.001 x 2 x 3 x processes / 4',
+        ),
+    ],
+)
+def test_a_learning_rate_that_cannot_be_scaled_is_one_line(fails, shapes, tmp_path, options, message):
+    flags = '--data-root', shapes, '--work-dir', tmp_path / 'run', '--auto-scale-lr', '--cfg-options', *options
+    assert fails('train', DEMO, *flags).startswith(f'error: {message}')
+    assert not (tmp_path / 'run').exists()
+
+
 def test_initial_weights_come_from_the_flag(load_tool, shapes, tmp_path):
     train = load_tool('train')
     backbone = MODELS.build(launch.load_config(DEMO).model.backbone)
@@ -141,7 +170,9 @@ def test_a_config_that_is_none_is_one_line(fails, tmp_path, tool):
     assert 'config nowhere.py does not exist' in fails(tool, 'nowhere.py', *checkpoint)
     neither = tmp_path / 'neither.py'
     neither.write_text("default_scope = 'mmpose'\nmodel = dict(type='X')\n")
-    assert "neither mmdet nor mmseg: default_scope is 'mmpose'" in fails(tool, neither, *checkpoint)
+    line = fails(tool, neither, *checkpoint)
+    assert "neither mmdet nor mmseg: default_scope is 'mmpose'" in line
+    assert line.endswith("use the tools of mmpose for it, where the backbone is type='mmengine.SwinTransformerV2'")
     neither.write_text("default_scope = 'mmdet'\n")
     assert 'it has no model' in fails(tool, neither, *checkpoint)
     neither.write_text('model = dict(')
@@ -331,6 +362,32 @@ def test_what_needs_a_gpu_says_so(fails, shapes):
     assert 'torchrun' in fails('train', DEMO, '--data-root', shapes, '--launcher', 'pytorch')
 
 
+@pytest.mark.parametrize(('tool', 'checkpoint'), [('train', []), ('test', ['a b.pth'])])
+def test_the_scripts_of_the_hosts_start_the_tools_in_several_processes(load_tool, tmp_path, tool, checkpoint):
+    """They run torchrun, in whose place there is a program that prints its arguments."""
+    (tmp_path / 'torchrun').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / 'torchrun').chmod(0o755)
+    variables = dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='29501')
+    env = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    script = [f'tools/dist_{tool}.sh', DET, *checkpoint]
+
+    def run(*args, **more):
+        return subprocess.run([*script, *args], env={**env, **more}, capture_output=True, text=True)
+
+    flags = ['--work-dir', 'my runs', '--cfg-options', 'train_dataloader.batch_size=1']
+    defaults = ['--nnodes=1', '--node_rank=0', '--nproc_per_node=8', '--master_addr=127.0.0.1', '--master_port=29500']
+    asked = ['--nnodes=2', '--node_rank=1', '--nproc_per_node=8', '--master_addr=10.0.0.1', '--master_port=29501']
+    for more, options in (({}, defaults), (variables, asked)):
+        printed = run('8', *flags, **more).stdout.splitlines()
+        assert printed == [*options, f'tools/{tool}.py', DET, *checkpoint, '--launcher', 'pytorch', *flags]
+    args = load_tool(tool).parse_args(printed[6:])
+    assert (args.config, args.launcher, args.work_dir) == (DET, 'pytorch', 'my runs')
+    for mistake in ([], ['--amp'], ['0']):
+        done = run(*mistake)
+        assert (done.returncode, done.stdout) == (2, '')
+        assert done.stderr.startswith(f'error: usage: tools/dist_{tool}.sh CONFIG ') and done.stderr.count('\n') == 1
+
+
 def test_predictions_are_written_as_pickle_only(fails, shapes, tmp_path):
     torch.save({}, tmp_path / 'x.pth')
     line = fails('test', DEMO, tmp_path / 'x.pth', '--data-root', shapes, '--out', 'predictions.json')
@@ -428,6 +485,80 @@ def test_a_flag_for_initial_weights_keeps_what_the_config_allows_to_be_missing(t
     assert cfg.model.backbone.init_cfg is None
 
 
+PURE_BASE = """
+from mmcv.transforms import LoadImageFromFile, Resize
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.runner import IterBasedTrainLoop, TestLoop
+from mmseg.datasets import BaseSegDataset, LoadAnnotations, PackSegInputs
+from mmseg.evaluation import IoUMetric
+from mmseg.models import EncoderDecoder, FCNHead, SegDataPreProcessor
+
+default_scope = None
+classes = ('background', 'disc', 'square', 'triangle', 'star', 'cross', 'ring')
+head = dict(type=FCNHead, in_index=0, channels=8, num_convs=1, num_classes=7, norm_cfg=dict(type='BN'))
+model = dict(
+    type=EncoderDecoder,
+    data_preprocessor=dict(type=SegDataPreProcessor, size=(32, 32), mean=[99.0] * 3, std=[60.0] * 3),
+    decode_head=head,
+    test_cfg=dict(mode='whole'),
+)
+load = [dict(type=LoadImageFromFile), dict(type=Resize, scale=(32, 32)), dict(type=LoadAnnotations)]
+dataset = dict(
+    type=BaseSegDataset,
+    metainfo=dict(classes=classes, palette=[(i, i, i) for i in range(7)]),
+    data_root='data',
+    data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+    pipeline=[*load, dict(type=PackSegInputs)],
+)
+train_dataloader = dict(batch_size=2, num_workers=0, sampler=dict(type=InfiniteSampler), dataset=dataset)
+test_dataloader = dict(batch_size=1, num_workers=0, sampler=dict(type=DefaultSampler, shuffle=False), dataset=dataset)
+test_evaluator = dict(type=IoUMetric)
+test_cfg = dict(type=TestLoop)
+train_cfg = dict(type=IterBasedTrainLoop, max_iters=1)
+"""
+PURE = """
+from mmengine.config import read_base
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapper
+from torch.optim import AdamW
+
+from swinv2_mm import SwinTransformerV2, SwinV2OptimWrapperConstructor
+
+with read_base():
+    from .pure_base import *
+
+arch = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2))
+model.update(backbone=dict(type=SwinTransformerV2, arch=arch, window_size=4, out_indices=(0, 1)))
+model['decode_head'].update(in_channels=8)
+optim_wrapper = dict(
+    type=OptimWrapper, constructor=SwinV2OptimWrapperConstructor, optimizer=dict(type=AdamW, lr=1e-3, weight_decay=0.0)
+)
+default_hooks = dict(checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=1))
+"""
+
+
+@pytest.mark.usefixtures('no_traces')
+def test_a_pure_python_config_trains_and_what_it_saves_is_used(load_tool, shapes, tmp_path):
+    """It has classes where others have names, and no scope. The config that training saves has dotted names."""
+    for name, content in (('pure_base', PURE_BASE), ('pure', PURE)):
+        (tmp_path / f'{name}.py').write_text(content)
+    start = SwinTransformerV2(dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2)), window_size=4, out_indices=(0, 1))
+    torch.save(start.state_dict(), tmp_path / 'start.pth')
+    flags = '--data-root', shapes / 'ade', '--work-dir', tmp_path / 'run'
+    more = '--checkpoint', tmp_path / 'start.pth', '--cfg-options', 'optim_wrapper.optimizer.lr=0'
+    assert entries.run_tool(load_tool, 'train', tmp_path / 'pure.py', *flags, *more) == 0
+    saved = launch.load_config(tmp_path / 'run/pure.py')
+    assert saved.model.backbone.type == 'swinv2_mm.SwinTransformerV2' and saved.default_scope == 'mmseg'
+    trained = torch.load(tmp_path / 'run/iter_1.pth', weights_only=False)['state_dict']  # written just now
+    for name, value in start.state_dict().items():
+        torch.testing.assert_close(trained[f'backbone.{name}'], value)
+    image, out = next((shapes / 'val2017').iterdir()), tmp_path / 'out'
+    inference = tmp_path / 'run/pure.py', tmp_path / 'run/iter_1.pth', image, '--out', out
+    assert entries.run_tool(load_tool, 'infer', *inference) == 0
+    assert [path.name for path in (out / 'labels').iterdir()] == [f'{image.stem}.png']
+    assert load_tool('analyze_model').build(str(tmp_path / 'pure.py')).arch == start.arch
+
+
 def test_a_runner_may_be_named_by_its_class():
     for named, right in ((SwinV2Runner, SwinV2Runner), (Runner, SwinV2Runner), (None, SwinV2Runner)):
         assert runner_class(Config(dict(runner_type=named))) is right
@@ -436,6 +567,39 @@ def test_a_runner_may_be_named_by_its_class():
         ValueError, match=r'runner_type <class .*Linear.> .* derives from neither SwinV2Runner nor Flex'
     ):
         runner_class(Config(dict(runner_type=torch.nn.Linear)))
+
+
+@pytest.mark.usefixtures('no_traces')
+def test_a_run_without_validation_needs_no_data_for_it(load_tool, shapes, tmp_path):
+    """In the config, checkpoints are chosen by metrics, and validations become more frequent."""
+    ade = tmp_path / 'ade'
+    shutil.copytree(shapes / 'ade', ade, ignore=shutil.ignore_patterns('validation'))
+    best = ['default_hooks.checkpoint.save_best=mIoU', 'default_hooks.checkpoint.rule=greater']
+    more = [*best, 'train_cfg.dynamic_intervals=[(1,1)]', 'val_evaluator.type=IoUMetric']
+    assert entries.train(load_tool, tmp_path, tmp_path / 'run', more=more) == 2  # validation data is missing
+    assert entries.train(load_tool, tmp_path, tmp_path / 'run', '--no-validate', iters=2, more=more) == 0
+    assert {path.name for path in (tmp_path / 'run').glob('*.pth')} == {'iter_1.pth', 'iter_2.pth'}
+
+
+@pytest.mark.parametrize(
+    ('lines', 'message'),
+    [
+        (
+            "custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU')]",
+            'custom_hooks.0 of the config is EarlyStoppingHook',
+        ),
+        (
+            "param_scheduler = [dict(_delete_=True, type='mmengine.ReduceOnPlateauLR', monitor='mIoU')]",
+            'param_scheduler.0 of the config is ReduceOnPlateauLR',
+        ),
+    ],
+)
+def test_what_needs_validation_does_not_go_without(fails, shapes, tmp_path, lines, message):
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{Path(DEMO).resolve()}'\n{lines}\n")
+    line = fails('train', config, '--data-root', shapes, '--no-validate', '--work-dir', tmp_path / 'run')
+    assert line == f'error: {message}, which needs validation: leave --no-validate out'
+    assert not (tmp_path / 'run').exists()
 
 
 def test_mixed_precision_needs_something_to_train():

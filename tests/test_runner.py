@@ -236,6 +236,22 @@ def test_a_run_that_ends_within_an_epoch_is_resumed_there(build, tmp_path):
     assert (continued.epoch, continued.iter) == (2, 6)
 
 
+def test_a_learning_rate_is_scaled_once_by_the_batch_size(build):
+    """0.01 is for batches of 20, and those of this run have 5. Resumed, it goes on as it was, whatever is asked."""
+
+    def rates(**options):
+        runner = build(param_scheduler=None, **options)
+        runner.train()
+        return [group['lr'] for group in runner.optim_wrapper.param_groups]
+
+    scaling = dict(enable=True, base_batch_size=20)
+    assert rates() == [0.01]
+    assert rates(auto_scale_lr=dict(scaling, enable=False)) == [0.01]
+    assert rates(auto_scale_lr=scaling) == [0.0025]
+    assert rates(auto_scale_lr=scaling, resume=True, length=9) == [0.0025]
+    assert rates(resume=True, length=10) == [0.0025]
+
+
 @pytest.mark.parametrize(('before', 'after'), [(2, 4), (4, 2)])
 def test_a_run_resumed_with_epochs_of_another_length_trains_all_that_is_left(build, before, after):
     """As with another number of processes: an epoch then has fewer or more batches."""

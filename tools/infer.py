@@ -338,7 +338,8 @@ def write_results(out: Path, done: list[tuple[dict, list[dict]]], categories: li
 def build_visualizer(cfg: Config, meta: dict) -> Visualizer:
     """The visualizer of a config or else of the host, which draws classes in the colors of ``meta``."""
     kind = 'DetLocalVisualizer' if cfg.default_scope == 'mmdet' else 'SegLocalVisualizer'
-    visualizer = VISUALIZERS.build(dict(cfg.get('visualizer') or dict(type=kind), vis_backends=None))
+    own = cfg.get('visualizer') or dict(type=kind)
+    visualizer = VISUALIZERS.build({'name': 'visualizer', **own, 'vis_backends': None})  # mmengine keeps it by its name
     visualizer.dataset_meta = meta
     return visualizer
 

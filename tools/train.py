@@ -34,6 +34,12 @@ def parse_args(argv=None):
     parser.add_argument('--checkpoint', help='initial weights of the backbone: a path, a URL, or none (from scratch)')
     parser.add_argument('--prefix', default='', metavar='NAME', help=launch.PREFIX_HELP)
     parser.add_argument('--seed', type=int, help='seed of all randomness')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by the run's batch size, over auto_scale_lr.base_batch_size of the config",
+    )
+    parser.add_argument('--no-validate', action='store_true', help='train only; no validation data is needed')
     launch.add_arguments(parser)
     return parser.parse_args(argv)
 
@@ -57,6 +63,10 @@ def prepare(args):
         launch.set_amp(cfg, args.amp)
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=args.seed)
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr = dict(cfg.get('auto_scale_lr') or {}, enable=True)
+    if args.no_validate:
+        launch.drop_validation(cfg)
     splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
     check_config(cfg, args, splits)
     launch.init_distributed(cfg, args.launcher)

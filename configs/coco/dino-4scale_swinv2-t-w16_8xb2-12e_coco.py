@@ -12,4 +12,5 @@ model = dict(
     neck=dict(in_channels=[192, 384, 768]),
 )
 optim_wrapper = dict(constructor='SwinV2OptimWrapperConstructor')
+auto_scale_lr = dict(enable=False)
 _base_.tta_pipeline[1].transforms[2] = [dict(type='LoadAnnotations', with_bbox=True)]

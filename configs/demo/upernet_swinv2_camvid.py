@@ -91,6 +91,7 @@ _base_.tta_pipeline[1].transforms[0] = [
 
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=3e-3), paramwise_cfg=dict(decay_rate=1.0))
+auto_scale_lr = dict(enable=False, base_batch_size=8)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=1.0, by_epoch=False, begin=50, end=max_iters, eta_min=0),

@@ -64,6 +64,7 @@ train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 2)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-2), paramwise_cfg=dict(decay_rate=1.0, custom_keys=dict(backbone=dict(lr_mult=0.1)))
 )
+auto_scale_lr = dict(enable=False, base_batch_size=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=20, end=max_iters, eta_min=0),

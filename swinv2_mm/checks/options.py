@@ -221,7 +221,9 @@ def check_arguments(cfg: Config, options: Mapping[str, object] | None) -> None:
                 continue
             node = cfg.to_dict()
             for part in place:
-                node = node[int(part) if isinstance(node, list) else part]
+                node = node and node[int(part) if isinstance(node, list) else part]
+            if node is None:  # another flag has taken it out since
+                continue
             accepted = accepted_names(place, node)
             unknown = [one for one in node if accepted is not None and one not in accepted]
             if unknown:

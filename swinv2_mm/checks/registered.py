@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import mmengine.registry
-from mmengine.registry import DefaultScope, Registry
+from mmengine.registry import MODELS, DefaultScope, Registry
 
 REGISTRIES = [registry for registry in vars(mmengine.registry).values() if isinstance(registry, Registry)]
 
@@ -21,6 +21,17 @@ def find(registry: Registry, kind: object) -> Callable | None:
         return (registry if child is None else child).get(kind)
     except Exception:  # its scope is not installed or does not import
         return None
+
+
+def builds(node: Mapping, base: type) -> bool:
+    """Whether a dict of a model's config builds a class, or one derived from it, however its ``type`` names that."""
+    kind = find(MODELS, node.get('type'))
+    return isinstance(kind, type) and issubclass(kind, base)
+
+
+def class_name(kind: object) -> str:
+    """The name of the class that a ``type`` names: by text, also of a module or a scope, or by itself."""
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def registries_of(kind: object) -> list[Registry]:

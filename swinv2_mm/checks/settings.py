@@ -8,6 +8,8 @@ from numbers import Integral, Real
 
 from mmengine.config import Config
 
+from .registered import class_name
+
 PARTS = {  # what each part of a run needs; the Runner wants all of it or none
     'train': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
     'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
@@ -48,6 +50,7 @@ def check_settings(cfg: Config, splits: Iterable[str]) -> None:
             if value is not None and not (_is_number(value) and value >= 0):
                 raise ValueError(f'optim_wrapper.optimizer.{key} is {value!r}: must be a number of at least 0')
         _check_schedulers(cfg)
+        _check_scaling(cfg)
     _check_whole(cfg, 'default_hooks.logger', 'interval', 1)
     if _value(cfg, 'default_hooks.checkpoint', 'interval') == 0:  # a negative one means never
         raise ValueError(
@@ -75,10 +78,32 @@ def _check_schedulers(cfg):
             raise ValueError(f'param_scheduler.{i} has begin={begin!r} and end={end!r}: must be 0 <= begin < end')
 
 
+def _check_scaling(cfg):
+    """Check that the learning rate can be scaled by the batch size, if the config asks for that."""
+    _check_whole(cfg, 'auto_scale_lr', 'base_batch_size', 1)
+    if not _value(cfg, 'auto_scale_lr', 'enable'):
+        return
+    base, batch = _value(cfg, 'auto_scale_lr', 'base_batch_size'), _value(cfg, 'train_dataloader', 'batch_size')
+    if base is None:
+        raise ValueError(
+            'auto_scale_lr of the config has no base_batch_size: name the batch size that its learning rate is for, '
+            'as --cfg-options auto_scale_lr.base_batch_size=16'
+        )
+    if batch is None:
+        raise ValueError('train_dataloader has no batch_size for auto_scale_lr: set optim_wrapper.optimizer.lr instead')
+    passes = _value(cfg, 'optim_wrapper', 'accumulative_counts') or 1
+    if passes > 1:
+        lr = _value(cfg, 'optim_wrapper.optimizer', 'lr')
+        raise ValueError(
+            f'auto_scale_lr does not count that optim_wrapper.accumulative_counts is {passes}: leave it out, and set '
+            f'optim_wrapper.optimizer.lr to {lr} x {batch} x {passes} x processes / {base}'
+        )
+
+
 def _check_metrics(cfg, name):
     metrics = cfg.get(name) or []
     for metric in metrics if isinstance(metrics, list) else [metrics]:
-        key, known = METRICS.get(metric.get('type'), ('', ()))
+        key, known = METRICS.get(class_name(metric.get('type')), ('', ()))
         asked = metric.get(key) or []
         for one in [asked] if isinstance(asked, str) else asked:
             if one not in known:

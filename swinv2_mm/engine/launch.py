@@ -17,7 +17,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import is_cuda_available
 from mmengine.dist import init_dist
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import is_installed
 from torch import nn
 
@@ -26,6 +26,7 @@ from ..checkpoints.files import read_checkpoint
 from ..checkpoints.loading import fit_pretrained
 from ..checks.data import HOSTS, has_remote_images, innermost_datasets, is_remote
 from ..checks.options import ConfigOptions, merge_options
+from ..checks.registered import builds, class_name
 from ..messages import first_line
 from .model_weights import load_model, unwrapped
 
@@ -78,18 +79,29 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise ValueError(f'config {path} cannot be read: {first_line(error)}') from error
-    scope = cfg.get('default_scope')
+    scope = cfg.get('default_scope') or _host_of(cfg.get('model'))
     if scope not in HOSTS or 'model' not in cfg:
+        cure = 'inherit a recipe of mmdet:: or mmseg::'
+        if scope not in (None, *HOSTS):
+            cure = f"use the tools of {scope} for it, where the backbone is type='mmengine.SwinTransformerV2'"
         raise ValueError(
             f'config {path} is for neither mmdet nor mmseg: default_scope is {scope!r} and it has '
-            f'{"a" if "model" in cfg else "no"} model; inherit a recipe of mmdet:: or mmseg::'
+            f'{"a" if "model" in cfg else "no"} model; {cure}'
         )
+    cfg.default_scope = scope
     try:
         importlib.import_module(f'{scope}.models')
     except Exception as error:  # an mmcv of another version or for another PyTorch, in many ways
         raise ValueError(f'config {path} is for {scope}, which does not import here: {first_line(error)}') from error
     merge_options(cfg, overrides or {})
     return cfg
+
+
+def _host_of(model):
+    """The host whose class a model is of or derived from, where no scope says it, as in pure-Python configs."""
+    kind = (model or {}).get('type')
+    names = [base.__module__ for base in kind.__mro__] if isinstance(kind, type) else [str(kind)]
+    return next((name.split('.')[0] for name in names if name.split('.')[0] in HOSTS), None)
 
 
 def _allow_onedl_recipes():
@@ -164,13 +176,36 @@ def set_amp(cfg: Config, dtype: str) -> None:
         cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
 
 
+def drop_validation(cfg: Config) -> None:
+    """Train without validation: nothing reads its data, and no checkpoint is saved as the best.
+
+    Raises:
+        ValueError: training itself depends on its metrics.
+    """
+    default = cfg.get('default_hooks') or {}
+    hooks = {f'default_hooks.{key}': hook for key, hook in default.items() if hook}
+    hooks.update((f'custom_hooks.{i}', hook) for i, hook in enumerate(cfg.get('custom_hooks') or []))
+    schedulers = cfg.get('param_scheduler') or []
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    needing = {**hooks, **{f'param_scheduler.{i}': one for i, one in enumerate(schedulers)}}
+    for place, node in needing.items():
+        kind = class_name(node.get('type'))
+        if kind.startswith(('EarlyStopping', 'ReduceOnPlateau')):
+            raise ValueError(f'{place} of the config is {kind}, which needs validation: leave --no-validate out')
+    for hook in hooks.values():
+        for key in ('save_best', 'rule'):
+            hook.pop(key, None)
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg[key] = None
+
+
 def find_backbones(cfg: Config) -> dict[str, ConfigDict]:
     """The configs of a model's backbones by dotted name, also in a detector inside it: model.detector.backbone."""
     found, nodes = {}, [('model', cfg.model)]
     while nodes:
         place, node = nodes.pop(0)
         if isinstance(node, dict):
-            if _is_ours(node) or (place.endswith('.backbone') and 'type' in node):
+            if 'type' in node and (place.endswith('.backbone') or is_ours(node, cfg)):
                 found[place] = node
             nodes += [(f'{place}.{key}', value) for key, value in node.items()]
         elif isinstance(node, (list, tuple)):
@@ -178,8 +213,10 @@ def find_backbones(cfg: Config) -> dict[str, ConfigDict]:
     return found
 
 
-def _is_ours(backbone):
-    return backbone.get('type') in ('SwinTransformerV2', SwinTransformerV2)
+def is_ours(backbone: ConfigDict, cfg: Config) -> bool:
+    """Whether a part of a model's config is a `SwinTransformerV2` or derived from it, however its type is named."""
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        return builds(backbone, SwinTransformerV2)
 
 
 def set_initial_weights(cfg: Config, checkpoint: str, prefix: str = '') -> None:
@@ -200,7 +237,7 @@ def set_initial_weights(cfg: Config, checkpoint: str, prefix: str = '') -> None:
     if checkpoint.lower() == 'none':
         drop_initial_weights(cfg)
         return
-    for backbone in list(filter(_is_ours, backbones)) or backbones:
+    for backbone in [one for one in backbones if is_ours(one, cfg)] or backbones:
         old = backbone.get('init_cfg') or {}
         backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, **(dict(prefix=prefix) if prefix else {}))
         if 'allow_missing' in old:  # it is about the backbone of the config, not about the file
@@ -225,9 +262,9 @@ def check_backbone(cfg: Config) -> nn.ModuleList:
     """
     backbones = nn.ModuleList()
     for place, backbone in find_backbones(cfg).items():
-        if not _is_ours(backbone):
+        if not is_ours(backbone, cfg):
             continue
-        with torch.device('meta'):
+        with torch.device('meta'), DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
             try:
                 built = MODELS.build(dict(backbone))
             except TypeError as error:
@@ -294,10 +331,9 @@ def init_distributed(cfg: Config, launcher: str) -> None:
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
-        runner = cfg.get('runner_type')
-        if getattr(runner, '__name__', runner) == 'FlexibleRunner':
+        if class_name(cfg.get('runner_type')) == 'FlexibleRunner':
             strategy = cfg.get('strategy') or dict(type='DDPStrategy')  # which is its default
-            if strategy.get('type') == 'DDPStrategy':
+            if class_name(strategy.get('type')) == 'DDPStrategy':
                 cfg.strategy = dict(dict(model_wrapper=cfg.model_wrapper_cfg), **strategy)
     else:
         raise ValueError(f'--launcher {launcher} needs GPUs, and PyTorch finds none: use torchrun and pytorch')

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..backbone import SwinTransformerV2
 from ..blocks import Block, PatchMerging
+from ..checks.registered import builds
 
 UNITS = Block, PatchMerging
 
@@ -57,8 +58,7 @@ def with_backbones_on_meta(node: ConfigDict) -> ConfigDict:
     """
     if isinstance(node, Mapping):
         copy = ConfigDict({key: with_backbones_on_meta(value) for key, value in node.items()})
-        is_backbone = copy.get('type') in ('SwinTransformerV2', SwinTransformerV2)
-        return ConfigDict(type=_build_on_meta, backbone=copy) if is_backbone else copy
+        return ConfigDict(type=_build_on_meta, backbone=copy) if builds(copy, SwinTransformerV2) else copy
     return type(node)(map(with_backbones_on_meta, node)) if isinstance(node, (list, tuple)) else node
 
 

@@ -13,16 +13,11 @@ from mmengine.registry import STRATEGIES
 
 from .. import compat
 from ..checkpoints import sharded
-from ..checks.registered import did_you_mean
+from ..checks.registered import class_name, did_you_mean
 
 OURS = 'SwinV2FSDPStrategy'
 NEEDS = {'DeepSpeedStrategy': 'deepspeed', 'ColossalAIStrategy': 'colossalai'}  # package of a strategy of mmengine
 SHARDED = OURS, 'FSDPStrategy'
-
-
-def _name(kind):
-    """The name of a class that a config names, by text or by itself."""
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def strategy_class(strategy: Mapping | None) -> type[BaseStrategy] | None:
@@ -36,7 +31,7 @@ def strategy_class(strategy: Mapping | None) -> type[BaseStrategy] | None:
     named = strategy.get('type') if isinstance(strategy, Mapping) else None
     if named is None:
         raise ValueError(f'strategy of the config is {strategy!r}: must be a dict with its type, as strategy.type=NAME')
-    name = _name(named)
+    name = class_name(named)
     if name in SHARDED:
         compat.require(sharded.NEEDED, f'strategy {name} of the config')
     package = NEEDS.get(name)
@@ -80,7 +75,7 @@ def check_strategy(cfg: Config) -> None:
 def _check_ours(cfg):
     """Check what `SwinV2FSDPStrategy` can't do."""
     for i, hook in enumerate(cfg.get('custom_hooks') or []):
-        if _name(hook.get('type')) == 'EMAHook':
+        if class_name(hook.get('type')) == 'EMAHook':
             raise ValueError(
                 f'custom_hooks.{i} of the config is EMAHook, which copies the whole model, and a sharded model cannot '
                 'be copied: leave it out, or train unsharded'
@@ -91,7 +86,7 @@ def _check_ours(cfg):
             'default_hooks.checkpoint of the config saves through a file backend, and a sharded model is saved to a '
             'disk: leave out_dir, backend_args and file_client_args out'
         )
-    if _name((cfg.get('optim_wrapper') or {}).get('type')) == 'AmpOptimWrapper':
+    if class_name((cfg.get('optim_wrapper') or {}).get('type')) == 'AmpOptimWrapper':
         raise ValueError(
             'optim_wrapper AmpOptimWrapper of the config scales the loss, which is not made for sharded gradients: use '
             '--amp bf16'

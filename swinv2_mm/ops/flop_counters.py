@@ -17,9 +17,10 @@ BACKWARD_PRODUCTS = 5  # logits again, and the gradients of weights, queries, ke
 
 
 def register() -> None:
-    """Teach PyTorch's `FlopCounterMode` our operators, and mmengine's analysis PyTorch's fused attention."""
+    """Teach PyTorch's `FlopCounterMode` and mmengine's analysis our operators and PyTorch's attention."""
     table = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS  # which mmdet's and mmseg's tools use too
     table.setdefault('aten::scaled_dot_product_attention', _traced_attention)
+    table.setdefault('swinv2_mm::window_attention', _traced_window_attention)
     if compat.HAS_CUSTOM_OP:
         from torch.utils.flop_counter import flop_registry, register_flop_formula
 
@@ -29,6 +30,9 @@ def register() -> None:
             register_flop_formula(operators.window_attention_backward)(_backward)
             register_flop_formula(operators.map_attention)(_forward_on_map)
             register_flop_formula(operators.map_attention_backward)(_backward_on_map)
+        for suffix in ('', '_backward'):  # of the kernel for GPUs, to that for CPUs, which it lacks
+            on_gpu, on_cpu = (f'_scaled_dot_product_flash_attention{device}{suffix}' for device in ('', '_for_cpu'))
+            flop_registry.setdefault(getattr(torch.ops.aten, on_cpu), flop_registry[getattr(torch.ops.aten, on_gpu)])
 
 
 def attention_flops(channels: int, groups: Sequence[int], products: int) -> int:
@@ -68,3 +72,9 @@ def _traced_attention(inputs, outputs):
     """FLOPs as mmengine counts them, where a multiplication and an addition are one."""
     query, key = (get_shape(value) for value in inputs[:2])  # (windows, heads, N, d)
     return FORWARD_PRODUCTS * prod(query) * key[-2]
+
+
+def _traced_window_attention(inputs, outputs):
+    """The same of our operator, whose groups of windows are constants of the trace."""
+    groups = [size.toIValue() for size in inputs[3].node().inputs()]
+    return attention_flops(get_shape(inputs[0])[1] // 3, groups, FORWARD_PRODUCTS) // 2

@@ -18,14 +18,14 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from swinv2_tools.benchmark_work import peak_memory, reset_memory
 from swinv2_tools.model_costs import Cost, Row, Training, analyze, largest_batch, peak, total
 from swinv2_tools.sharding_costs import multiply_adds, share
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.arch import ARCHS
-from swinv2_mm.engine.launch import bad_input, check_backbone, load_config, set_initial_weights
+from swinv2_mm.engine.launch import bad_input, check_backbone, is_ours, load_config, set_initial_weights
 
 GIB, MIB = 2**30, 2**20
 
@@ -119,14 +119,14 @@ def build(model: str, window_size: Sequence[int] | None = None, with_cp: bool = 
         raise ValueError(f'{model} is neither an architecture ({", ".join(ARCHS)}) nor a config, which ends in .py')
     set_initial_weights(cfg, 'none')
     backbone = cfg.model.get('backbone') or {}
-    if backbone.get('type') != 'SwinTransformerV2':
+    if not is_ours(backbone, cfg):
         raise ValueError(f'model.backbone of {model} is {backbone.get("type")!r}, not SwinTransformerV2')
     if window_size:
         backbone.window_size = list(window_size)
     if with_cp:
         backbone.with_cp = True
     check_backbone(cfg)
-    with torch.device('meta'):
+    with torch.device('meta'), DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         return MODELS.build(backbone)
 
 
