@@ -1,5 +1,6 @@
-"""An exported file gives the maps of the eager model at any batch, with standard operators, or it isn't there."""
+"""An exported file gives what the host's model gives, by standard operators, or it isn't there."""
 
+import copy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,9 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
+from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
 from swinv2_mm.engine import launch
 
@@ -26,8 +30,35 @@ custom_imports = dict(imports=['swinv2_mm'])
 arch = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2))
 model = dict(
     backbone=dict(_delete_=True, type='SwinTransformerV2', arch=arch, window_size=3, out_indices=(0, 1)),
-    decode_head=dict(in_channels=[8, 16], in_index=[0, 1], pool_scales=(1,), channels=8),
-    auxiliary_head=dict(in_channels=16, in_index=1),
+    decode_head=dict(in_channels=[8, 16], in_index=[0, 1], pool_scales=(1, 3), channels=8, num_classes=4),
+    auxiliary_head=dict(in_channels=16, in_index=1, num_classes=4),
+)
+"""
+RETINA = """_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+custom_imports = dict(imports=['swinv2_mm'])
+arch = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
+model = dict(
+    backbone=dict(_delete_=True, type='SwinTransformerV2', arch=arch, window_size=4, out_indices=(0, 1)),
+    neck=dict(in_channels=[8, 16], out_channels=8, num_outs=3, start_level=0),
+    bbox_head=dict(in_channels=8, feat_channels=8, stacked_convs=1, num_classes=3,
+                   anchor_generator=dict(strides=[4, 8, 16])),
+    test_cfg=dict(nms_pre=100, score_thr=0.3, max_per_img=20),
+)
+"""
+MASK = """_base_ = '{root}/configs/mask_rcnn_swinv2.py'
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=8, depths=(2, 1), num_heads=(1, 2)), window_size=4, out_indices=(0, 1)
+    ),
+    neck=dict(in_channels=[8, 16], out_channels=8, num_outs=3),
+    rpn_head=dict(in_channels=8, feat_channels=8, anchor_generator=dict(strides=[4, 8, 16])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=8, featmap_strides=[4, 8]),
+        mask_roi_extractor=dict(out_channels=8, featmap_strides=[4, 8]),
+        bbox_head=dict(in_channels=8, fc_out_channels=16, num_classes=3),
+        mask_head=dict(in_channels=8, conv_out_channels=8, num_convs=1, num_classes=3),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=60, max_per_img=40), rcnn=dict(score_thr=0.2, max_per_img=10)),
 )
 """
 
@@ -36,9 +67,10 @@ model = dict(
 def configs(tmp_path_factory):
     """The files of a small detector, whose window divides no map, and of a small segmentor without a neck."""
     folder = tmp_path_factory.mktemp('configs')
-    (folder / 'det.py').write_text(DET.format(root=Path(__file__).parents[1]))
-    (folder / 'seg.py').write_text(SEG)
-    return SimpleNamespace(det=folder / 'det.py', seg=folder / 'seg.py')
+    texts = dict(det=DET, seg=SEG, retina=RETINA, mask=MASK)
+    for name, text in texts.items():
+        (folder / f'{name}.py').write_text(text.replace('{root}', str(Path(__file__).parents[1])))
+    return SimpleNamespace(**{name: folder / f'{name}.py' for name in texts})
 
 
 @pytest.fixture(scope='module')
@@ -76,12 +108,12 @@ def fails(run, capsys):
 def trained(configs, randomize, tmp_path_factory):
     """Build the model of a config with random weights, and a checkpoint of it."""
 
-    def trained(config, **backbone):
+    def trained(config, std=0.3, **backbone):
         cfg = launch.load_config(config)
         launch.set_initial_weights(cfg, 'none')
         cfg.model.backbone.update(backbone)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            model = randomize(MODELS.build(cfg.model), std=0.3).eval()
+            model = randomize(MODELS.build(cfg.model), std).eval().requires_grad_(False)
         path = tmp_path_factory.mktemp('weights') / 'epoch_1.pth'
         torch.save({'state_dict': model.state_dict()}, path)
         return model, path
@@ -168,15 +200,20 @@ def test_a_file_for_one_batch_agrees_with_other_position_biases(run, configs, tr
 @pytest.mark.parametrize(
     ('flags', 'says'),
     [
-        (('--part', 'model'), '--part model: a whole model is not exported'),
-        (('--dynamic', 'size'), '--dynamic size: windows are cut for one image size; export a file for each --size'),
+        (('--part', 'model', '--cfg-options', 'model.type=CascadeRCNN'), 'model is CascadeRCNN'),
+        (('--part', 'model', '--cfg-options', 'model.test_cfg.rcnn.nms.type=soft_nms'), 'set nms.type=nms'),
+        (('--part', 'model', '--output', 'scores'), '--output scores is for a whole segmentor'),
+        (('--repeat', '-1'), '--repeat must be 0 runs or more, got -1'),
         (('--dynamic', 'batch', '--batch', 2), 'leave one out'),
         (('--batch', 0), '--batch must be 1 image or more, got 0'),
         (('--size', 0, 64), '--size must be a height and a width of 1 pixel or more'),
         (('--out', 'backbone.pth'), 'name a file that ends with .onnx'),
         (('--window-size', 0), 'window_size must be ints of at least 1 token'),
         (('--part', 'neck', '--cfg-options', 'model.neck=None'), 'model MaskRCNN of'),
-        (('--part', 'neck', '--cfg-options', 'model.neck.conv_cfg.type=DCNv2'), 'FPN has ModulatedDeformConv2dPack'),
+        (
+            ('--part', 'neck', '--cfg-options', 'model.neck.conv_cfg.type=DCNv2'),
+            'neck FPN has ModulatedDeformConv2dPack',
+        ),
         (
             ('--cfg-options', 'model.backbone.arch=giant', 'model.backbone.out_indices=(3,)'),
             'an ONNX file holds 2 GiB at most',
@@ -222,14 +259,14 @@ def constant_model(value, batch=1, domain=''):
 @pytest.mark.parametrize(
     ('wrong', 'says'),
     [
-        (dict(value=0), 'differ by 1.0e+00 of the largest value of a map, more than 1e-04: nothing is written'),
+        (dict(value=0), 'onnxruntime and PyTorch differ by 1.0e+00, more than 1e-04: nothing is written'),
         (dict(value=np.nan), 'differ by inf'),
         (dict(value=0, batch=2), 'differ by inf'),
         (dict(value=0, domain='custom'), 'needs operators beyond the standard, of custom'),
     ],
 )
 def test_a_wrong_file_is_not_left_and_does_not_replace_one(fails, tool, configs, tmp_path, monkeypatch, wrong, says):
-    monkeypatch.setattr(tool, 'export', lambda *args: constant_model(**wrong))
+    monkeypatch.setattr(tool.onnx_files, 'export', lambda *args: constant_model(**wrong))
     path = tmp_path / 'backbone.onnx'
     path.write_text('an old file')
     assert says in fails(configs.seg, 'none', '--out', path, '--size', 8, 8, code=1)
@@ -251,5 +288,147 @@ def test_random_weights_of_a_trial_reach_the_maps_through_attention(tool, config
     args = tool.parse_args([str(configs.seg), 'none', '--out', 'backbone.onnx', '--size', '8', '8'])
     pyramid = tool.build(tool.read_config(args), args)
     image = torch.randn(1, 3, 8, 8)
-    (before, _), _ = pyramid(image), pyramid.backbone.layers[0].blocks[0].attn.proj.weight.data.mul_(2).add_(0.1)
+    before, _ = pyramid(image)
+    pyramid.model.backbone.layers[0].blocks[0].attn.proj.weight.data.mul_(2).add_(0.1)
     assert (pyramid(image)[0] - before).abs().max() > 0.1
+
+
+# Whole models, against the hosts' own predictions
+
+
+def predict(model, images):
+    """What the host's model predicts for images (B, H, W, 3) of 8 bits, in their own pixels."""
+    height, width = images.shape[1:3]
+    if model.data_preprocessor.__class__.__module__.startswith('mmseg'):
+        from mmseg.structures import SegDataSample as Sample
+    else:
+        from mmdet.structures import DetDataSample as Sample
+    meta = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0))
+    samples = [Sample(metainfo=dict(meta)) for _ in images]
+    return model.test_step(dict(inputs=[image.permute(2, 0, 1) for image in images], data_samples=samples))
+
+
+def photos(batch, height, width):
+    return torch.randint(256, (batch, height, width, 3), dtype=torch.uint8)
+
+
+def runtimes(path):
+    """Functions that run a file with onnxruntime and with OpenVINO."""
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    compiled = openvino.Core().compile_model(path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    return (
+        lambda image: [torch.from_numpy(out) for out in session.run(None, {'image': image.numpy()})],
+        lambda image: [torch.from_numpy(out) for out in compiled([image.numpy()]).values()],
+    )
+
+
+def test_a_whole_segmentor_for_any_size_gives_the_labels_of_the_host(run, configs, trained, tmp_path):
+    model, checkpoint = trained(configs.seg)
+    path = tmp_path / 'segmentor.onnx'
+    flags = ('--size', 40, 52, '--part', 'model', '--preprocess', '--dynamic', 'batch', 'size')
+    run(configs.seg, checkpoint, '--out', path, *flags)
+    assert_standard(path)
+    for infer in runtimes(path):
+        for shape in ((1, 12, 12), (2, 33, 61), (3, 52, 40)):
+            image = photos(*shape)
+            (labels,) = infer(image)
+            samples = predict(model, image)
+            wanted = torch.stack([sample.pred_sem_seg.data[0] for sample in samples])
+            best = torch.stack([sample.seg_logits.data for sample in samples]).topk(2, 1).values
+            clear = best[:, 0] - best[:, 1] > 1e-3
+            assert clear.float().mean() > 0.99 and len(wanted.unique()) > 1
+            assert torch.equal(labels[clear], wanted[clear])
+
+
+def test_scores_of_a_whole_segmentor_are_the_probabilities_of_the_host(tool, configs, trained):
+    model, checkpoint = trained(configs.seg)
+    flags = ('--out', 'x.onnx', '--size', '8', '8', '--part', 'model', '--preprocess', '--output', 'scores')
+    args = tool.parse_args([str(configs.seg), str(checkpoint), *flags])
+    image = photos(2, 21, 28)
+    (scores,) = tool.build(tool.read_config(args), args)(image)
+    wanted = torch.stack([sample.seg_logits.data for sample in predict(model, image)]).softmax(1)
+    torch.testing.assert_close(scores, wanted, rtol=0, atol=1e-6)
+
+
+STD = 0.1  # of weights: with larger ones many scores are 1, order among them is chance, and rounding grows large
+
+
+def assert_detected(outs, samples, height, width):
+    """Assert that the boxes of a file are those of the host, and the masks after they are pasted."""
+    for i, sample in enumerate(samples):
+        wanted = sample.pred_instances
+        boxes, scores, labels, *masks = (out[i, : len(wanted)] for out in outs)
+        assert len(wanted) > 2
+        assert (outs[2][i, len(wanted) :] == -1).all() and (outs[1][i, len(wanted) :] == -1).all()
+        assert torch.equal(labels, wanted.labels)
+        torch.testing.assert_close(scores, wanted.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(boxes, wanted.bboxes, rtol=0, atol=1e-4 * max(height, width))
+        for box, mask, whole in zip(boxes, *masks, wanted.masks if masks else ()):
+            pasted = _do_paste_mask(mask[None, None], box[None], height, width, skip_empty=False)[0][0]
+            assert ((pasted >= 0.5) != whole)[(pasted - 0.5).abs() > 1e-3].sum() == 0
+
+
+@pytest.mark.parametrize('kind', ['retina', 'mask'])
+def test_a_detector_of_standard_operators_detects_what_the_host_does(tool, configs, trained, kind):
+    model, checkpoint = trained(configs.__dict__[kind], STD)
+    flags = ('--out', 'x.onnx', '--size', '8', '8', '--part', 'model', '--preprocess')
+    args = tool.parse_args([str(configs.__dict__[kind]), str(checkpoint), *flags])
+    detector = tool.build(tool.read_config(args), args)
+    for shape in ((2, 64, 96), (1, 70, 51), (1, 33, 40)):  # padded to multiples of 32
+        image = photos(*shape)
+        assert_detected(detector(image), predict(model, image), *shape[1:])
+
+
+@pytest.mark.parametrize(('kind', 'dynamic'), [('retina', ('batch', 'size')), ('mask', ('batch',))])
+def test_a_file_of_a_whole_detector_detects_what_the_host_does(run, configs, trained, tmp_path, kind, dynamic):
+    model, checkpoint = trained(configs.__dict__[kind], STD)
+    path = tmp_path / 'detector.onnx'
+    flags = ('--size', 64, 88, '--part', 'model', '--preprocess', '--dynamic', *dynamic)
+    run(configs.__dict__[kind], checkpoint, '--out', path, *flags)
+    assert_standard(path)
+    for infer in runtimes(path):
+        for shape in ((2, 64, 88), (1, 64, 88), *([(1, 90, 50)] if 'size' in dynamic else ())):
+            image = photos(*shape)
+            assert_detected(infer(image), predict(model, image), *shape[1:])
+
+
+def test_boxes_that_are_moved_or_have_another_label_differ(tool, configs, trained):
+    _, checkpoint = trained(configs.retina, STD)
+    flags = ('--out', 'x.onnx', '--size', '8', '8', '--part', 'model')
+    args = tool.parse_args([str(configs.retina), str(checkpoint), *flags])
+    detector = tool.build(tool.read_config(args), args)
+    expected = detector.expected(torch.randn(1, 3, 64, 64))
+    assert (expected[2] >= 0).all()  # 20 boxes, of which none may be left out
+    assert detector.difference(expected, expected) == 0
+    backwards = [part.flip(1) for part in expected]
+    assert detector.difference(backwards, expected) == 0
+    for part, change in ((0, 10.0), (1, 0.1), (2, 7)):
+        changed = copy.deepcopy(expected)
+        changed[part][0, 3] += change
+        assert detector.difference(changed, expected) > 0.01
+        assert detector.difference(expected, changed) > 0.01
+    fewer = copy.deepcopy(expected)
+    fewer[2][0, 5:] = -1
+    assert detector.difference(fewer, expected) > 0.01
+
+
+def test_a_segmentor_that_slides_is_refused_in_one_line(fails, configs, tmp_path):
+    flags = ('--out', tmp_path / 'x.onnx', '--size', 16, 16, '--part', 'model')
+    line = fails(configs.seg, 'none', *flags, '--cfg-options', 'model.test_cfg.mode=slide')
+    assert '--cfg-options model.test_cfg.mode=whole' in line
+
+
+def test_a_size_below_one_window_is_refused_in_one_line(fails, configs, tmp_path):
+    line = fails(configs.seg, 'none', '--out', tmp_path / 'x.onnx', '--size', 11, 16, '--dynamic', 'size')
+    assert line == 'error: --dynamic size starts at one window, 12 pixels: --size [11, 16] is smaller'
+
+
+@pytest.mark.parametrize('size', [1, 3, (2, 5)])
+def test_a_pool_for_any_size_averages_as_the_adaptive_one(tool, size):
+    layers = nn.Sequential(nn.AdaptiveAvgPool2d(size))
+    for height in range(1, 14):
+        x = torch.randn(2, 3, height, 17 - height, dtype=torch.float64)
+        wanted = nn.AdaptiveAvgPool2d(size)(x)
+        tool.replace_pools(layers)
+        assert type(layers[0]) is not nn.AdaptiveAvgPool2d
+        torch.testing.assert_close(layers(x), wanted, rtol=0, atol=1e-12)
