@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,12 +253,25 @@ default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
 """
     )
     work_dir = tmp_path / 'run'
-    data = ('--data-root', shapes / 'ade', '--work-dir', work_dir)
+    ade = Path(shutil.copytree(shapes / 'ade', tmp_path / 'ade'))
+    for folder in (ade / 'images/validation', ade / 'annotations/validation'):  # two images of one name, as in videos
+        for i, path in enumerate(sorted(folder.iterdir())):
+            (folder / 'ab'[i]).mkdir()
+            path.rename(folder / 'ab'[i] / f'1{path.suffix}')
+    data = ('--data-root', ade, '--work-dir', work_dir)
     run(*tool('train', config, *data, '--seed', 0))
     assert np.isfinite(list(losses(work_dir).values())).all()
     out = run(*tool('test', config, work_dir / 'iter_2.pth', *data, '--show-dir', tmp_path / 'pictures'))
     assert 'mIoU' in out
-    assert [p.name for p in sorted((tmp_path / 'pictures').iterdir())] == ['000000000001.png', '000000000002.png']
+    assert test_infer.written(tmp_path / 'pictures') == ['a/1.png', 'b/1.png']
+    image = cv2.imread(str(ade / 'images/validation/a/1.jpg'))
+    picture = cv2.imread(str(tmp_path / 'pictures/a/1.png'))
+    assert picture.shape == (256, 512, 3)  # ground truth and predictions side by side, and coloured by class
+    truth = cv2.imread(str(ade / 'annotations/validation/a/1.png'), 0)
+    assert len(np.unique(truth)) > 1
+    for label in np.unique(truth):
+        left = picture[:, :256][truth == label] - 0.2 * image[truth == label]
+        assert abs(left - np.median(left, axis=0)).mean() < 20  # one colour and a fifth of the image, but for labels
 
 
 PHOTOS = ROOT.parent / 'shared' / 'data' / 'coco_tiny'
