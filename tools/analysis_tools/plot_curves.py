@@ -24,7 +24,7 @@ import matplotlib
 matplotlib.use('Agg')  # no display needed
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from swinv2_mm.writing import whole
 
@@ -164,7 +164,9 @@ def plot(records: list[dict[str, float]], title: str, out: Path) -> None:
         draw_metrics(axes, metrics, unit_of_steps(scalars, metrics), ylabel)
     for axes in all_axes[0]:
         axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        steps = {step for line in axes.lines for step in line.get_xdata()}
+        few = len(steps) <= 6
+        axes.xaxis.set_major_locator(FixedLocator(sorted(steps)) if few else MaxNLocator(integer=True))
         axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize='small', frameon=False)
     figure.suptitle(title)
     with whole(out) as partial:
