@@ -129,8 +129,9 @@ def test_a_label_stands_where_its_region_is_widest(overlays):
     labels[5:25, 10:30] = 1  # a square, and its thin tail
     labels[22:25, 10:55] = 1
     labels[:9, :9] = 0  # the edges of the image are edges
-    labels[30, 30] = 2
-    found = overlays.places(labels, 3)
+    labels[30:32, 30] = 2  # 2 of 2700 pixels, more than those of a letter, 1 of 1600
+    labels[40, 50] = 3  # less
+    found = overlays.places(labels, 4)
     assert sorted(found) == [0, 1, 2]
     for label, place in found.items():
         outside = np.argwhere(np.pad(labels, 1, constant_values=-1) != label) - 1
@@ -138,6 +139,6 @@ def test_a_label_stands_where_its_region_is_widest(overlays):
         distances = np.linalg.norm(inside[:, None] - outside, axis=2).min(1)
         best = inside[distances > distances.max() - 1e-6][:, ::-1] + 0.5  # (x, y) of the middles of pixels
         assert place.tolist() in best.tolist()
-    large = overlays.places(np.kron(labels, np.ones((40, 40), int)), 3)  # of which every fourth pixel is looked at
+    large = overlays.places(np.kron(labels, np.ones((40, 40), int)), 4)  # of which every fourth pixel is looked at
     for label in (0, 1):
         np.testing.assert_allclose(large[label], 40 * found[label], atol=40)

@@ -78,14 +78,16 @@ def places(labels: np.ndarray, classes: int) -> dict[int, np.ndarray]:
     """Where there is most room for the name of each class: (x, y), the point of its regions furthest from their edges.
 
     Args:
-        labels (np.ndarray): (H, W), of classes. Others than 0 to ``classes`` - 1 are left out, as are specks.
+        labels (np.ndarray): (H, W), of classes. Others than 0 to ``classes`` - 1 are left out, as are those of
+            fewer pixels than a letter has.
         classes (int): how many there are.
     """
     step = max(1, max(labels.shape) // 500)  # close enough, and soon found
-    labels = np.pad(labels[::step, ::step].astype(np.int64), 1, constant_values=-1)  # the edge of the image is one too
-    found = {}
-    for label in np.unique(labels):
-        if 0 <= label < classes:
+    labels = labels[::step, ::step].astype(np.int64)
+    smallest, found = labels.size * TEXT**2, {}  # pixels: those of a letter
+    labels = np.pad(labels, 1, constant_values=-1)  # the edge of the image is one too
+    for label, count in zip(*np.unique(labels, return_counts=True)):
+        if 0 <= label < classes and count >= smallest:
             distance = cv2.distanceTransform((labels == label).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
             y, x = np.unravel_index(distance.argmax(), distance.shape)
             found[int(label)] = step * (np.array([x, y]) - 0.5)  # of the middle of a pixel, without the padding
