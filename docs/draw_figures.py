@@ -1,7 +1,7 @@
-"""Draw the figures of the README: windows, speed and memory, and predictions of a finished demo.
+"""Draw the figures of the README and the gallery: windows, speed and memory, and what a finished demo shows.
 
-Windows come from the package, speed and memory from docs/performance.md, predictions from the folder of the demo. No
-figure holds a measured number of its own.
+Windows come from the package, speed and memory from docs/performance.md, all else from the folder of the demo, in
+which tools/test.py has left pictures, as docs/gallery.md says. No figure holds a measured number of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -281,13 +281,43 @@ def draw_demo(folder: Path) -> Figure:
     Raises:
         ValueError: there are fewer scenes than the figure shows.
     """
-    rows = [np.stack([np.pad(tile, GAP, constant_values=255) for tile in _overlays(folder, name)]) for name in MODELS]
-    pictures = np.concatenate([np.concatenate(row, axis=1) for row in rows])  # (H, W, 3)
-    height, width, _ = pictures.shape
-    figure = Figure(figsize=((LABEL + width) / DPI, height / DPI), dpi=DPI)
-    figure.figimage(pictures, xo=LABEL)
-    for place, label in zip((0.75, 0.25), MODELS.values()):
-        figure.text(0.5 * LABEL / (LABEL + width), place, label, rotation=90, ha='center', va='center', **TEXT)
+    return draw_rows({label: [_read(path) for path in _overlays(folder, name)] for name, label in MODELS.items()})
+
+
+def draw_gallery(folder: Path, name: str) -> Figure:
+    """Draw the ground truth of these scenes, and below it what one of the models found.
+
+    Args:
+        folder (Path): of one seed.
+        name (str): of the model, a key of `MODELS`.
+
+    Raises:
+        ValueError: there are no pictures of these scenes.
+    """
+    pictures = folder / 'transferred' / name / 'pictures'
+    found = [next(pictures.glob(f'{path.stem}.*'), None) for path in _overlays(folder, name)]
+    if None in found:
+        raise ValueError(f'{pictures} lacks some scenes: run tools/test.py with --show-dir {pictures}')
+    truth, predicted = zip(*(np.hsplit(_read(path), 2) for path in found))
+    return draw_rows({'ground truth': truth, MODELS[name]: predicted})
+
+
+def draw_rows(rows: dict[str, Sequence[np.ndarray]]) -> Figure:
+    """Draw rows of pictures (H, W, 3) of one size, each with a label on its left."""
+    tiles = [np.concatenate([np.pad(tile, GAP, constant_values=255) for tile in row], axis=1) for row in rows.values()]
+    figure = draw_pictures(tiles, LABEL)
+    for i, label in enumerate(rows):
+        x, y = 0.5 * LABEL / (figure.get_figwidth() * DPI), 1 - (i + 0.5) / len(rows)
+        figure.text(x, y, label, rotation=90, ha='center', va='center', **TEXT)
+    return figure
+
+
+def draw_pictures(pictures: Sequence[np.ndarray], left: int = 0) -> Figure:
+    """Draw pictures (H, W, 3) of one width below each other, pixel by pixel, with some room on the left."""
+    stacked = np.concatenate(pictures)
+    height, width, _ = stacked.shape
+    figure = Figure(figsize=((left + width) / DPI, height / DPI), dpi=DPI)
+    figure.figimage(stacked, xo=left)
     return figure
 
 
@@ -295,7 +325,26 @@ def _overlays(folder, name):
     overlays = sorted((folder / 'transferred' / name / 'predictions/overlays').glob('*.jpg'))
     if len(overlays) < SCENES:
         raise ValueError(f'{folder} has {len(overlays)} overlays of {name}, not {SCENES}: run tools/demo.py to its end')
-    return [np.asarray(Image.open(overlays[i * (len(overlays) - 1) // (SCENES - 1)])) for i in range(SCENES)]
+    return [overlays[i * (len(overlays) - 1) // (SCENES - 1)] for i in range(SCENES)]
+
+
+def _read(path):
+    return np.asarray(Image.open(path).convert('RGB'))
+
+
+def draw_of_demo(folder: Path) -> dict[str, Figure]:
+    """All figures of a finished demo, by name.
+
+    Args:
+        folder (Path): of one seed.
+    """
+    return {
+        'demo': draw_demo(folder),
+        'gallery_detector': draw_gallery(folder, 'mask_rcnn'),
+        'gallery_segmentor': draw_gallery(folder, 'upernet'),
+        'gallery_bias': draw_pictures([_read(folder / 'position_bias.png')]),
+        'gallery_curves': draw_pictures([_read(folder / 'transferred' / name / 'curves.png') for name in MODELS]),
+    }
 
 
 def texts(figure: Figure) -> str:
@@ -319,7 +368,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='example: python docs/draw_figures.py --demo work_dirs/demo/seed_0'
     )
-    parser.add_argument('--demo', type=Path, help='folder of one seed of a finished demo (default: leave demo.png)')
+    parser.add_argument('--demo', type=Path, help='folder of one seed of a finished demo (default: leave its figures)')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs/figures', help='folder (default: docs/figures)')
     return parser.parse_args(argv)
 
@@ -327,9 +376,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     try:
-        figures = {'windows': draw_windows(), 'speed': draw_speed(PERFORMANCE.read_text())}
-        if args.demo:
-            figures['demo'] = draw_demo(args.demo)
+        figures = draw_of_demo(args.demo) if args.demo else {}
+        figures.update(windows=draw_windows(), speed=draw_speed(PERFORMANCE.read_text()))
         args.out.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             save(figure, args.out / f'{name}.png')

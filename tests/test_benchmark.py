@@ -283,7 +283,9 @@ def test_one_process_measures_a_row_of_a_gpu_and_another_one_what_is_left(proces
 
     monkeypatch.setattr(processes, 'run', run)
     row = [work_module.Work(name, 'infer', 64, 64, 8, device='cuda') for name in ('swinv2_mm', 'timm', 'transformers')]
-    ours, timm, transformers = processes.measure_row(row, 2, 60)
+    said = []
+    ours, timm, transformers = processes.measure_row(row, 2, 60, said.append)
+    assert said == [f'{name}: round 1 of 2' for name in ('swinv2_mm', 'timm', 'transformers')]
     assert runs == [(['swinv2_mm', 'timm', 'transformers'], [0, 1], 2, 60), (['transformers'], [0, 1], 2, 60)]
     assert (ours['seconds'], ours['peak_mb'], ours['launches']) == ([1.0], [5], 7)
     assert (timm['seconds'], timm['skipped']) == ([], 'CUDA error')

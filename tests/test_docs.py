@@ -9,6 +9,7 @@ photos that of Mask R-CNN is trained; of the others the checked config is made.
 
 import importlib
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -33,7 +34,7 @@ PAGES = (
     'README.md',
     'CONTRIBUTING.md',
     *(f'docs/{name}.md' for name in ('getting_started', 'compatibility', 'checkpoints', 'transfer', 'recipes', 'faq')),
-    *('docs/performance.md', 'docs/reliability.md', 'docs/architecture.md', 'docs/scale.md'),
+    *('docs/performance.md', 'docs/reliability.md', 'docs/architecture.md', 'docs/scale.md', 'docs/gallery.md'),
 )
 BY_CI = (
     'python3 tools/demo.py',
@@ -154,6 +155,11 @@ def test_a_command_runs(command, site, released, load_tool, monkeypatch, capsys)
         lines = (ROOT / '.ci/run').read_text().splitlines()
         assert ' '.join(command) in [line.replace('.venv/bin/', '') for line in lines]
         return
+    if command[1] == 'docs/draw_figures.py':  # test_figures.py draws
+        monkeypatch.setattr(sys, 'argv', list(command[1:]))
+        assert runpy.run_path(command[1], run_name='draw_figures')['main']() == 2
+        assert 'run tools/demo.py to its end' in capsys.readouterr().err
+        return
     if command[0] == 'pip':
         assert command == ('pip', 'install', '.')
         shutil.copytree(ROOT / 'swinv2_mm', site / 'clone/swinv2_mm')
@@ -192,7 +198,8 @@ def test_a_command_runs(command, site, released, load_tool, monkeypatch, capsys)
             monkeypatch.setenv(name, str(value))
     tool = load_tool(Path(command[script]).stem)
     is_sharded = any('fsdp' in word for word in command)
-    if command[script] in LONG or is_sharded or {'giant', '--measure'} & set(command):
+    is_of_demo = command[script] == 'tools/test.py' and command[script + 1].startswith('configs/demo/')  # README's runs
+    if command[script] in LONG or is_sharded or is_of_demo or {'giant', '--measure'} & set(command):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)  # these are refused where no GPU is
         tool.parse_args(command[script + 1 :])
         return

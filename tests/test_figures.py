@@ -13,6 +13,7 @@ from PIL import Image
 from swinv2_mm.windows import partition
 
 ROOT = Path(__file__).parents[1]
+GALLERY = ('gallery_bias', 'gallery_curves', 'gallery_detector', 'gallery_segmentor')
 MAPS = [(25, 42, 16, 0), (25, 42, 16, 8), (17, 16, 8, 4), (9, 30, 4, 2), (9, 30, 4, 0)]
 
 
@@ -124,27 +125,63 @@ def test_the_figures_in_the_repository_are_drawn_anew_when_their_data_change(nam
 
 def test_figures_are_small():
     sizes = {path.name: path.stat().st_size for path in (ROOT / 'docs/figures').iterdir()}
-    assert {'windows.png', 'speed.png', 'demo.png'} <= set(sizes)
+    assert {'windows.png', 'speed.png', 'demo.png', *(f'{name}.png' for name in GALLERY)} <= set(sizes)
     assert all(size < 150_000 for size in sizes.values()), sizes
 
 
-def test_predictions_come_from_the_folder_of_the_demo(figures, tmp_path, monkeypatch):
+@pytest.fixture
+def demo(figures, tmp_path):
+    """A folder as a demo leaves it, in which each picture has a colour of its own, and the colours of the scenes."""
     colours = {name: [(40 * i, 20 * i, 200 - 30 * j) for i in range(7)] for j, name in enumerate(figures.MODELS)}
     for name, of_scenes in colours.items():
-        folder = tmp_path / f'seed_0/transferred/{name}/predictions/overlays'
-        folder.mkdir(parents=True)
+        folder = tmp_path / 'seed_0/transferred' / name
+        (folder / 'predictions/overlays').mkdir(parents=True)
+        (folder / 'pictures').mkdir()
         for i, colour in enumerate(of_scenes):
-            Image.new('RGB', (64, 48), colour).save(folder / f'{i}.jpg', quality=100)
-    monkeypatch.setattr(sys, 'argv', ['draw', '--demo', str(tmp_path / 'seed_0'), '--out', str(tmp_path / 'out')])
+            image = Image.new('RGB', (64, 48), colour)
+            image.save(folder / f'predictions/overlays/{i}.jpg', quality=100)
+            pair = np.hstack([np.asarray(image), 255 - np.asarray(image)])  # ground truth, prediction
+            Image.fromarray(pair).save(folder / f'pictures/{i}.png')
+            Image.fromarray(pair).save(folder / 'pictures/100.png')  # of a scene that the demo does not draw
+        Image.new('RGBA', (90, 30), colour).save(folder / 'curves.png')
+    Image.new('RGBA', (80, 40), (1, 2, 3)).save(tmp_path / 'seed_0/position_bias.png')
+    return tmp_path / 'seed_0', colours
+
+
+def test_figures_of_the_demo_come_from_its_folder(figures, demo, tmp_path, monkeypatch):
+    folder, colours = demo
+    monkeypatch.setattr(sys, 'argv', ['draw', '--demo', str(folder), '--out', str(tmp_path / 'out')])
     assert figures.main() == 0
-    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['demo.png', 'speed.png', 'windows.png']
-    with Image.open(tmp_path / 'out/demo.png') as image:
-        assert image.size == (figures.LABEL + 4 * 68, 2 * 52)
-        pixels = np.asarray(image.convert('RGB'), int)
-    for row, of_scenes in enumerate(colours.values()):
+    names = {path.stem for path in (tmp_path / 'out').iterdir()}
+    assert names == {'demo', 'speed', 'windows', *GALLERY}
+    pixels = {name: np.asarray(Image.open(tmp_path / f'out/{name}.png').convert('RGB'), int) for name in names}
+
+    def is_shown(name, row, column, colour):
+        shown = pixels[name][52 * row + 26, figures.LABEL + 68 * column + 34]
+        return abs(shown - colour).max() <= 3
+
+    for name in ('demo', 'gallery_detector', 'gallery_segmentor'):
+        assert pixels[name].shape == (2 * 52, figures.LABEL + 4 * 68, 3)
+    kinds = zip(colours.values(), ('gallery_detector', 'gallery_segmentor'))
+    for row, (of_scenes, gallery) in enumerate(kinds):
         for column, scene in enumerate((0, 2, 4, 6)):  # from the first to the last
-            shown = pixels[52 * row + 26, figures.LABEL + 68 * column + 34]
-            assert abs(shown - of_scenes[scene]).max() <= 3
+            assert is_shown('demo', row, column, of_scenes[scene])
+            assert is_shown(gallery, 0, column, of_scenes[scene])
+            assert is_shown(gallery, 1, column, 255 - np.array(of_scenes[scene]))
+    assert (pixels['gallery_bias'] == (1, 2, 3)).all() and pixels['gallery_bias'].shape == (40, 80, 3)
+    curves = [np.full((30, 90, 3), of_scenes[-1]) for of_scenes in colours.values()]
+    np.testing.assert_allclose(pixels['gallery_curves'], np.vstack(curves), atol=3)
+
+
+def test_a_demo_without_pictures_is_one_line(figures, demo, tmp_path, monkeypatch, capsys):
+    folder, _ = demo
+    (folder / 'transferred/upernet/pictures/4.png').unlink()
+    monkeypatch.setattr(sys, 'argv', ['draw', '--demo', str(folder), '--out', str(tmp_path / 'out')])
+    assert figures.main() == 2
+    pictures = folder / 'transferred/upernet/pictures'
+    expected = f'error: {pictures} lacks some scenes: run tools/test.py with --show-dir {pictures}\n'
+    assert capsys.readouterr().err == expected
+    assert not (tmp_path / 'out').exists()
 
 
 def test_an_unfinished_demo_is_one_line(figures, tmp_path, monkeypatch, capsys):

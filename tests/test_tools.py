@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,108 @@ def test_curves_are_those_of_the_log(trained, load_tool, tmp_path):
     assert 'holds no training log' in done.stderr
 
 
+LAYERS = ('', *(f'd{i}.' for i in range(5)))
+RUNS = {  # what mmdet and mmseg log of some models, and of each metric the factor that makes it percent
+    'dino': (
+        [f'{layer}{dn}loss_{i}' for i in ('cls', 'bbox', 'iou') for dn in ('', 'dn_') for layer in LAYERS]
+        + ['enc_loss_cls', 'enc_loss_bbox', 'enc_loss_iou'],
+        {'coco/bbox_mAP': 100, 'coco/bbox_mAP_s': 100, 'lvis/bbox_APr': 100, 'cityscapes/AP@50': 100},
+    ),
+    'htc': (
+        [
+            'loss_rpn_cls',
+            'loss_semantic_seg',
+            *(f's{i}.{j}' for i in range(3) for j in ('loss_cls', 'acc', 'loss_mask')),
+        ],
+        {'pascal_voc/mAP': 100, 'coco/cat_precision': 100, 'coco/a dog_precision': 100, 'coco_panoptic/PQ_th': 1},
+    ),
+    'upernet': (['decode.loss_ce', 'decode.acc_seg', 'aux.loss_ce'], {'aAcc': 1, 'mIoU': 1, 'rmse': None}),
+}
+
+
+@pytest.fixture
+def drawn(load_tool, monkeypatch, tmp_path):
+    """Write a log as mmengine does, and plot it; returns the axes."""
+    plot_curves, figures = load_tool('plot_curves'), []
+    monkeypatch.setattr(plot_curves.plt, 'close', figures.append)
+
+    def drawn(records):
+        log = tmp_path / 'my_run/20260101_000000/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(''.join(json.dumps(record) + '\n' for record in records))
+        monkeypatch.setattr(sys, 'argv', ['plot_curves', str(tmp_path / 'my_run')])
+        assert plot_curves.main() == 0
+        figures[-1].draw_without_rendering()
+        assert figures[-1].get_suptitle() == 'my_run'
+        return figures[-1].axes
+
+    return drawn
+
+
+def record_of(names, value, step):
+    parts = {name: value * (i + 1) for i, name in enumerate(names)}
+    total = sum(part for name, part in parts.items() if 'loss' in name)
+    return dict(lr=0.1, loss=total, **parts, time=0.1, epoch=(step + 9) // 10, iter=step, step=step)
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_curves_show_all_losses_and_metrics_of_any_model(drawn, name):
+    names, metrics = RUNS[name]
+    records = []
+    for epoch in (1, 2, 3):
+        records += [record_of(names, 1 / (10 * epoch + i), 10 * epoch + i) for i in (-7, -3, 0)]
+        values = {metric: 0.1 * epoch * 100 / (factor or 10) for metric, factor in metrics.items()}
+        records.append({**values, 'data_time': 0.1, 'time': 0.1, 'step': epoch})
+    losses, *panels = drawn(records)
+
+    lines = {tuple(line.get_ydata()) for line in losses.lines}
+    parts = [name for name in names if 'loss' in name]
+    trained = [record for record in records if 'loss' in record]
+    assert lines == {tuple(record[name] for record in trained) for name in ('loss', *parts)}
+    assert all(list(line.get_xdata()) == [3, 7, 10, 13, 17, 20, 23, 27, 30] for line in losses.lines)
+    bold = max(losses.lines, key=lambda line: line.get_linewidth())
+    assert list(bold.get_ydata()) == [record['loss'] for record in trained]
+    said = [text.get_text() for text in losses.get_legend().get_texts()]
+    kinds = {line.get_color() for line in losses.lines}  # the total has one too
+    assert said[0] == 'loss' and len(said) == len(kinds) == {'dino': 10, 'htc': 5, 'upernet': 3}[name]
+    if name == 'dino':
+        assert 'dn_loss_bbox: d0 (pale) to the last' in said and losses.get_yscale() == 'log'
+    if name == 'htc':
+        assert said == [
+            'loss',
+            'loss_rpn_cls',
+            'loss_semantic_seg',
+            'loss_cls: s0 (pale) to s2',
+            'loss_mask: s0 (pale) to s2',
+        ]
+
+    shown = {line.get_label(): line.get_ydata() for axes in panels for line in axes.lines}
+    assert len(panels) == (2 if name == 'upernet' else 1) and panels[0].get_ylabel() == 'percent'
+    assert sum(len(axes.lines) for axes in panels) == len(metrics)
+    for axes in panels:
+        assert axes.get_xlabel() == 'epoch'
+        for line in axes.lines:
+            assert list(line.get_xdata()) == [1, 2, 3]
+            assert list(line.get_ydata()) == pytest.approx([1, 2, 3] if axes.get_ylabel() == 'value' else [10, 20, 30])
+    if name == 'htc':
+        assert set(shown) >= {'pascal_voc/mAP', 'coco_panoptic/PQ_th', 'AP of each class'}
+    for axes in (losses, *panels):
+        ticks = axes.get_xticks()
+        assert len(ticks) > 2 and (ticks == np.round(ticks)).all()
+
+
+def test_a_run_of_one_point_shows_it(drawn):
+    records = [
+        dict(loss=1.5, loss_cls=1.5, lr=0.1, iter=50, step=50),
+        {'coco/bbox_mAP': 0.2, 'coco/bbox_mAP_s': -1, 'step': 50},
+    ]
+    losses, metrics = drawn(records)
+    assert all(line.get_marker() == 'o' and list(line.get_xdata()) == [50] for line in (*losses.lines, *metrics.lines))
+    assert metrics.get_xlabel() == 'iteration' and list(metrics.get_xticks()) == list(losses.get_xticks()) == [50]
+    all_sizes, small = (line.get_ydata()[0] for line in metrics.lines)
+    assert all_sizes == pytest.approx(20) and np.isnan(small)  # there are no small objects
+
+
 def test_a_killed_run_resumes_from_its_last_whole_checkpoint(shapes, tmp_path):
     common = ('--data-root', shapes, '--work-dir', tmp_path, '--seed', 0)
     save = ('default_hooks.checkpoint.interval=2', 'default_hooks.checkpoint.max_keep_ckpts=5')
@@ -252,12 +355,25 @@ default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
 """
     )
     work_dir = tmp_path / 'run'
-    data = ('--data-root', shapes / 'ade', '--work-dir', work_dir)
+    ade = Path(shutil.copytree(shapes / 'ade', tmp_path / 'ade'))
+    for folder in (ade / 'images/validation', ade / 'annotations/validation'):  # two images of one name, as in videos
+        for i, path in enumerate(sorted(folder.iterdir())):
+            (folder / 'ab'[i]).mkdir()
+            path.rename(folder / 'ab'[i] / f'1{path.suffix}')
+    data = ('--data-root', ade, '--work-dir', work_dir)
     run(*tool('train', config, *data, '--seed', 0))
     assert np.isfinite(list(losses(work_dir).values())).all()
     out = run(*tool('test', config, work_dir / 'iter_2.pth', *data, '--show-dir', tmp_path / 'pictures'))
     assert 'mIoU' in out
-    assert [p.name for p in sorted((tmp_path / 'pictures').iterdir())] == ['000000000001.png', '000000000002.png']
+    assert test_infer.written(tmp_path / 'pictures') == ['a/1.png', 'b/1.png']
+    image = cv2.imread(str(ade / 'images/validation/a/1.jpg'))
+    picture = cv2.imread(str(tmp_path / 'pictures/a/1.png'))
+    assert picture.shape == (256, 512, 3)  # ground truth and predictions side by side, and coloured by class
+    truth = cv2.imread(str(ade / 'annotations/validation/a/1.png'), 0)
+    assert len(np.unique(truth)) > 1
+    for label in np.unique(truth):
+        left = picture[:, :256][truth == label] - 0.2 * image[truth == label]
+        assert abs(left - np.median(left, axis=0)).mean() < 20  # one colour and a fifth of the image, but for labels
 
 
 PHOTOS = ROOT.parent / 'shared' / 'data' / 'coco_tiny'

@@ -14,7 +14,9 @@ DIR gets overlays/, the images with the predictions drawn in, and
 Images may have any channels and depth that the config's test pipeline loads, for example with color_type='unchanged' or
 imdecode_backend='tifffile'. Overlays show the first three channels as blue, green and red (red, green and blue if
 tifffile or GDAL loads them), or the first of one or two channels in grey. Integers from 0 to 255 are shown as they are.
-Other values are scaled: the darkest hundredth of an image is black, the brightest white.
+Other values are scaled: the darkest hundredth of an image is black, the brightest white. Labels
+and lines are drawn in proportion to the image. Images smaller than 160 x 160 pixels get no labels, which would cover
+what they name.
 
 Ids are taken from the config's test annotations if that file exists and lists the classes, or all of the images.
 Otherwise the 80 classes of COCO have their official ids, and other classes count from 1. Image ids are the numbers in
@@ -54,6 +56,7 @@ from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from swinv2_tools.coco_results import coco_results, list_categories, list_image_ids, read_annotations
 from swinv2_tools.image_files import EXTENSIONS, find_images, output_stems
+from swinv2_tools.overlays import draw_to_scale
 from swinv2_tools.pictures import check_pixels, check_whole, to_picture
 from swinv2_tools.progress import track
 from torch import nn
@@ -341,7 +344,7 @@ def build_visualizer(cfg: Config, meta: dict) -> Visualizer:
     own = cfg.get('visualizer') or dict(type=kind)
     visualizer = VISUALIZERS.build({'name': 'visualizer', **own, 'vis_backends': None})  # mmengine keeps it by its name
     visualizer.dataset_meta = meta
-    return visualizer
+    return draw_to_scale(visualizer)
 
 
 class Results:

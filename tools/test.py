@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
+from swinv2_tools.image_files import output_stems, relative_names
+from swinv2_tools.overlays import draw_to_scale
 from swinv2_tools.startup import check_config, check_data_contents, errors_in_one_line, read_config
 
 from swinv2_mm.checkpoints.files import read_checkpoint
@@ -38,7 +40,12 @@ def parse_args(argv=None):
     )
     parser.add_argument('--tta', action='store_true', help=TTA_HELP)
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a pickle file')
-    parser.add_argument('--show-dir', metavar='DIR', help='write pictures of predictions beside the ground truth')
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='write pictures of the ground truth, on the left, beside the predictions, named as the images and in the '
+        'same sub-folders; images smaller than 160 x 160 pixels get no labels, which would cover them',
+    )
     launch.add_arguments(parser)
     return parser.parse_args(argv)
 
@@ -96,18 +103,23 @@ def keep_predictions(runner):
 def write_pictures(runner, folder):
     """Make the host's visualization hook write its pictures to a folder, until one can't be written.
 
+    Pictures are named as the images, and lie in the same folders below that of all images.
+
     Returns:
         list: receives the problem, as text.
     """
-    problems, draw = [], runner.visualizer.add_datasample
+    problems, draw = [], draw_to_scale(runner.visualizer).add_datasample
     suffix = '.png' if runner.cfg.default_scope == 'mmseg' else None  # else that of the image
+    dataset = runner.test_loop.dataloader.dataset
+    names = relative_names(dataset.get_data_info(i)['img_path'] for i in range(len(dataset)))
+    stems = output_stems(names.values())
 
     def add_datasample(name, image, data_sample, **kwargs):
-        path = Path(folder, Path(data_sample.img_path).name)
+        path = data_sample.img_path
         if problems:
             return
         try:
-            with whole(path.with_suffix(suffix or path.suffix)) as partial:
+            with whole(Path(folder, stems[names[path]] + (suffix or Path(path).suffix))) as partial:
                 draw(name, image, data_sample, **{**kwargs, 'out_file': str(partial)})
         except OSError as error:
             problems.append(unwritten(error))

@@ -25,6 +25,7 @@ from swinv2_tools import peers
 from swinv2_tools.benchmark_processes import measure_row, serve
 from swinv2_tools.benchmark_report import machine, summarise, table
 from swinv2_tools.benchmark_work import DETECTORS, Work
+from swinv2_tools.progress import Progress
 
 from swinv2_mm.arch import ARCHS
 from swinv2_mm.engine.launch import bad_input
@@ -171,9 +172,16 @@ def main() -> int:
     print(f'{about["cpu"]} ({about["cores"]} cores, {about["simd"]}), GPU: {about["gpu"] or "none"}')
     print(', '.join(f'{name} {version}' for name, version in about['versions'].items()))
     print('memory: peak of the process, on a GPU of PyTorch, less what was held before the model was built')
-    rows, has_plot = [], importlib.util.find_spec('matplotlib') is not None
-    for row in plan(args):
-        rows.append(measure_row(row, args.rounds, args.limit))
+    rows, planned, has_plot = [], plan(args), importlib.util.find_spec('matplotlib') is not None
+    total, begun = args.rounds * sum(map(len, planned)), itertools.count()
+    progress = Progress(total, file=sys.stderr)
+
+    def show(doing):
+        progress.show(min(next(begun), total), doing)
+
+    for row in planned:
+        with progress:
+            rows.append(measure_row(row, args.rounds, args.limit, show))
         summarise(rows[-1])
         print(f'\n{table(rows[-1])}', flush=True)
         if args.out:

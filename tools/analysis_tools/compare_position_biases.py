@@ -23,7 +23,7 @@ from mmengine.logging import MMLogger
 from swinv2_tools.jobs import Job, run_jobs
 from swinv2_tools.kept_settings import keep
 from swinv2_tools.photos import Photos, read_photos
-from swinv2_tools.progress import TimeLeft
+from swinv2_tools.progress import Progress
 from swinv2_tools.transfer_plan import Run, Settings, Step, Work, plan, training_condition, windows_at
 from swinv2_tools.transfer_plots import plot_biases, plot_epochs, plot_windows, save
 from swinv2_tools.transfer_report import read_measurements, summarise, table, write_csv
@@ -200,10 +200,10 @@ def main() -> int:
             os.environ['CUDA_VISIBLE_DEVICES'] = ''  # mmengine's runner takes a GPU wherever it sees one
         runs = [Run(kind, seed) for seed in dict.fromkeys(args.seeds) for kind in dict.fromkeys(args.position_biases)]
         work = Work(settings, runs, steps, {split: len(part.labels) for split, part in photos.items()}, args.out)
-        time_left = TimeLeft(work.total(), work.done())
         left = [run for run in runs if not all(step.file(run.folder(args.out)).exists() for step in steps)]
         limit = None if args.minutes is None else 60 * args.minutes
-        run_jobs([job_of(run, args.out) for run in left], args.jobs, lambda: time_left.line(work.done()), limit)
+        with Progress(work.total(), work.done()) as progress:
+            run_jobs([job_of(run, args.out) for run in left], args.jobs, lambda: progress.show(work.done()), limit)
         report(args.out, settings)
     except (OSError, ValueError) as error:
         return bad_input(error)

@@ -28,7 +28,7 @@ from analysis_tools.plot_curves import read_scalars
 from swinv2_tools.intervals import Interval, interval
 from swinv2_tools.jobs import Job, run_jobs
 from swinv2_tools.kept_settings import keep
-from swinv2_tools.progress import TimeLeft
+from swinv2_tools.progress import Progress
 from swinv2_tools.startup import check_config, read_config
 
 from swinv2_mm.engine import launch
@@ -260,8 +260,8 @@ def main() -> int:
             for (start, seed), file in files.items()
             if not file.exists()
         ]
-        time_left = TimeLeft(len(files), len(files) - len(jobs))
-        run_jobs(jobs, args.jobs, lambda: time_left.line(sum(file.exists() for file in files.values())))
+        with Progress(len(files), len(files) - len(jobs)) as progress:
+            run_jobs(jobs, args.jobs, lambda: progress.show(sum(file.exists() for file in files.values())))
         results = {
             start.name: {seed: json.loads(files[start, seed].read_text()) for seed in args.seeds} for start in starts
         }

@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use('Agg')  # no display needed
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from swinv2_mm import CheckpointError, SwinTransformerV2
@@ -152,6 +153,8 @@ def draw_maps(figure, maps: dict[str, Tensor], pretrained: int) -> None:
         reach = len(table) / 2
         image = axes.imshow(table.numpy(), vmin=low, vmax=high, extent=(-reach, reach, reach, -reach))
         axes.set(title=name, xlabel='horizontal offset (tokens)')
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(7, integer=True))
         side = 2 * pretrained - 1
         if side < len(table):
             square = plt.Rectangle((-side / 2, -side / 2), side, side, fill=False, color='white', linestyle='--')

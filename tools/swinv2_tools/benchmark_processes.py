@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from swinv2_tools.benchmark_work import Work, measure
@@ -21,13 +21,14 @@ from swinv2_tools.benchmark_work import Work, measure
 BENCHMARK = Path(__file__).resolve().parents[1] / 'analysis_tools/benchmark.py'
 
 
-def measure_row(row: list[Work], rounds: int, limit: float | None = None) -> list[dict]:
+def measure_row(row: list[Work], rounds: int, limit: float | None, show: Callable[[str], None]) -> list[dict]:
     """Measure all implementations of a row in turns. One that fails is not tried again.
 
     Args:
         row (list[Work]): the implementations.
         rounds (int): how often each is measured.
         limit (float, optional): seconds that a process may take for one measurement.
+        show (Callable): gets what comes next, in words.
 
     Returns:
         list[dict]: for each its `Work`, ``seconds``, ``peak_mb`` and more figures of `measure`, and ``skipped``, the
@@ -35,29 +36,25 @@ def measure_row(row: list[Work], rounds: int, limit: float | None = None) -> lis
     """
     results = [dict(work._asdict(), seconds=[], peak_mb=[]) for work in row]
     pairs = list(zip(row, results))
-    try:
-        if row[0].device == 'cuda':
-            while pairs:  # after a failure the rest gets a new process
-                _measure(pairs, list(range(rounds)), rounds, limit)
-                pairs = [(work, result) for work, result in pairs if not result['seconds'] and 'skipped' not in result]
-        else:
-            for turn in range(rounds):
-                for pair in pairs:
-                    if 'skipped' not in pair[1]:
-                        _measure([pair], [turn], rounds, limit)
-    finally:
-        print('\r'.ljust(61), end='\r', file=sys.stderr, flush=True)
+    if row[0].device == 'cuda':
+        while pairs:  # after a failure the rest gets a new process
+            _measure(pairs, list(range(rounds)), rounds, limit, show)
+            pairs = [(work, result) for work, result in pairs if not result['seconds'] and 'skipped' not in result]
+    else:
+        for turn in range(rounds):
+            for pair in pairs:
+                if 'skipped' not in pair[1]:
+                    _measure([pair], [turn], rounds, limit, show)
     return results
 
 
-def _measure(pairs, turns, rounds, limit):
+def _measure(pairs, turns, rounds, limit, show):
     """Add the figures of one process to the results. The ``pairs`` are of `Work` and result."""
     works, results = zip(*pairs)
     with contextlib.closing(run(works, turns, rounds, limit)) as measured:
         for place, figures in measured:
             if 'doing' in figures:
-                text = f'\r{works[place].name}: {figures["doing"]} '
-                print(text.ljust(60), end='', file=sys.stderr, flush=True)
+                show(f'{works[place].name}: {figures["doing"]}')
                 continue
             results[place]['seconds'] += figures.pop('seconds', [])
             results[place]['peak_mb'] += [figures.pop('peak_mb')] if 'peak_mb' in figures else []

@@ -76,6 +76,13 @@ def is_image(path: str, results: Sequence[str]) -> bool:
     return is_named_so and not {Path(folder).resolve() for folder in results} & {*Path(path).resolve().parents}
 
 
+def relative_names(paths: Iterable[str]) -> dict[str, str]:
+    """Names of images by path: the path relative to the folder of all of them."""
+    absolute = {path: os.path.abspath(path) for path in paths}
+    root = os.path.commonpath({os.path.dirname(path) for path in absolute.values()}) if absolute else ''
+    return {path: os.path.relpath(name, root) for path, name in absolute.items()}
+
+
 def output_stems(names: Iterable[str]) -> dict[str, str]:
     """Names of outputs without extension. An image keeps its extension if two images differ only in that."""
     stems = {name: os.path.splitext(name)[0] for name in names}

@@ -1,4 +1,4 @@
-"""Several commands at a time, each with its share of the cores, and what is left of them shown now and then."""
+"""Several commands at a time, each with its share of the cores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from swinv2_tools import ending
 
-INTERVAL = 30  # seconds between two lines of progress
+INTERVAL = 5  # seconds between two looks at what is done
 
 
 class Job(NamedTuple):
@@ -23,13 +23,13 @@ class Job(NamedTuple):
     log: Path
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, progress: Callable[[], str], limit: float | None = None) -> None:
+def run_jobs(jobs: Sequence[Job], at_once: int, progress: Callable[[], None], limit: float | None = None) -> None:
     """Run all jobs, so many at once, or as many as a time limit allows.
 
     Args:
         jobs (Sequence[Job]): the first ones are begun first.
         at_once (int): how many. If it is more than one, each gets an equal share of the cores.
-        progress (Callable): gives the line that is printed every half minute.
+        progress (Callable): shows what is done; called every few seconds.
         limit (float, optional): seconds after which those that run are ended, and no more are begun.
 
     Raises:
@@ -50,7 +50,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, progress: Callable[[], str], lim
                     raise ChildProcessError(f'{job.name} failed: {_last_line(job.log)} (see {job.log})')
             running = [(job, process) for job, process in running if process.returncode is None]
             if time.monotonic() - shown >= INTERVAL:
-                print(progress(), flush=True)
+                progress()
                 shown = time.monotonic()
     finally:
         for _, process in running:

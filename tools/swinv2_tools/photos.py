@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from swinv2_tools.image_files import EXTENSIONS
+from swinv2_tools.progress import track
 
 AREA, ASPECT = (0.35, 1.0), (3 / 4, 4 / 3)  # of random crops: range of the area, of the photo's; of width over height
 
@@ -47,19 +48,21 @@ def read_photos(root: Path, split: str, size: int) -> Photos:
     folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if len(folders) < 2:
         raise ValueError(f'{folder} has fewer than two folders: photos must lie at {root}/{split}/CLASS/*.jpg')
-    squares, labels, enlarged = [], [], 0
+    found, squares, enlarged = [], [], 0
     for label, of_class in enumerate(folders):
         paths = sorted(path for path in of_class.rglob('*') if path.suffix.lower() in EXTENSIONS)
         if not paths:
             raise ValueError(f'{of_class} has no photo: add some that end in {", ".join(EXTENSIONS)}, or remove it')
-        for path in paths:
-            photo = cv2.imread(str(path))
-            if photo is None:
-                raise ValueError(f'{path} cannot be read as an image: remove it')
-            enlarged += min(photo.shape[:2]) < size
-            squares.append(resize(middle_square(photo), size))
-            labels.append(label)
-    return Photos(np.stack(squares), np.array(labels), tuple(path.name for path in folders), enlarged)
+        found += [(path, label) for path in paths]
+    for path, _ in track(found):
+        photo = cv2.imread(str(path))
+        if photo is None:
+            raise ValueError(f'{path} cannot be read as an image: remove it')
+        enlarged += min(photo.shape[:2]) < size
+        squares.append(resize(middle_square(photo), size))
+    return Photos(
+        np.stack(squares), np.array([label for _, label in found]), tuple(path.name for path in folders), enlarged
+    )
 
 
 def middle_square(photo: np.ndarray) -> np.ndarray:
