@@ -1,3 +1,5 @@
+import functools
+import gc
 import importlib.util
 import json
 from pathlib import Path
@@ -5,6 +7,9 @@ from pathlib import Path
 import cv2
 import hypothesis
 import map_kernels  # noqa: F401, sets how Triton runs before anything imports it
+import mmengine.config.config
+import mmengine.config.utils
+import mmengine.runner.runner
 import numpy as np
 import pytest
 import torch
@@ -21,6 +26,22 @@ hypothesis.settings.load_profile('repeatable')
 
 # The logger keeps the stream it is created with: not one that a test captures, which is closed after it.
 MMLogger.get_current_instance()
+
+# What mmengine does anew for every run, and takes seconds: format the config four times, collect the versions of
+# compilers, parse the hosts' indices of recipes. Runs in processes of their own (test_tools.py) do it as it is.
+mmengine.config.config.FormatCode = lambda text, **_: (text, True)
+mmengine.runner.runner.collect_env = functools.lru_cache(None)(mmengine.runner.runner.collect_env)
+mmengine.config.utils.load = functools.lru_cache(None)(mmengine.config.utils.load)
+
+
+def pytest_collection_finish():
+    """Nothing that is imported by now is garbage: it is not looked through again, which mmengine asks for per data set."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
