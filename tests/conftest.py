@@ -35,7 +35,7 @@ mmengine.config.utils.load = functools.lru_cache(None)(mmengine.config.utils.loa
 
 
 def pytest_collection_finish():
-    """Nothing that is imported by now is garbage: it is not looked through again, which mmengine asks for per data set."""
+    """What is imported by now is not garbage: it is no more looked through, which mmengine does for every data set."""
     gc.collect()
     gc.freeze()
 
