@@ -72,12 +72,11 @@ def trained(shapes, tmp_path_factory):
     return work_dir
 
 
-def test_training_resumes_where_it_stopped(trained, shapes):
+def test_training_resumes_where_it_stopped(run_here, trained, shapes):
     before = read_checkpoint(trained / 'iter_2.pth')
     save = ('default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=5')
-    out = run(
-        *tool('train', DEMO, '--data-root', shapes, '--work-dir', trained, '--seed', 0, '--resume', *options(4, *save))
-    )
+    few = options(4, *save, *IN_PROCESS)
+    out = run_here('train', trained, ROOT / DEMO, '--data-root', shapes, '--seed', 0, '--resume', *few)
     assert 'resumed epoch: 0, iter: 2' in out
     after = read_checkpoint(trained / 'iter_4.pth')
     assert (before['meta']['iter'], after['meta']['iter']) == (2, 4)
