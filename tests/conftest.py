@@ -1,10 +1,16 @@
+import functools
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import hypothesis
 import map_kernels  # noqa: F401, sets how Triton runs before anything imports it
+import mmengine.config.config
+import mmengine.config.utils
+import mmengine.dataset.base_dataset
+import mmengine.runner.runner
 import numpy as np
 import pytest
 import torch
@@ -21,6 +27,14 @@ hypothesis.settings.load_profile('repeatable')
 
 # The logger keeps the stream it is created with: not one that a test captures, which is closed after it.
 MMLogger.get_current_instance()
+
+# What mmengine does anew for every run, and takes seconds: format the config four times, collect the versions of
+# compilers, parse the hosts' indices of recipes, and look for garbage after each data set, among all that tests have
+# imported. Runs in processes of their own (test_tools.py) do it as it is.
+mmengine.config.config.FormatCode = lambda text, **_: (text, True)
+mmengine.runner.runner.collect_env = functools.lru_cache(None)(mmengine.runner.runner.collect_env)
+mmengine.config.utils.load = functools.lru_cache(None)(mmengine.config.utils.load)
+mmengine.dataset.base_dataset.gc = SimpleNamespace(collect=lambda: 0)
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 IMAGES, BATCH, STEPS = 8, 4, 4
 BACKBONE = dict(
     type='SwinTransformerV2',
-    arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), extra_norm_every_n_blocks=2),
+    arch=dict(embed_dims=16, depths=(1, 2, 1, 2), num_heads=(1, 2, 4, 8), extra_norm_every_n_blocks=2),
     window_size=4,
     drop_path_rate=0.0,
 )
@@ -144,8 +144,9 @@ class Killed(Hook):
 
 
 def build(run, folder, launcher='none', steps=STEPS, resume=False, sharded=True, **backbone):
-    """The runner of a run, which saves a checkpoint after every second step."""
+    """The runner of a run. It saves a checkpoint after `STEPS` steps; those that are looked at, after every second."""
     changes = RUNS[run]
+    every = 2 if run in ('killed', 'clipped') else STEPS
     processes = dist.get_world_size() if dist.is_initialized() else 1
     cfg = Config(
         dict(
@@ -163,7 +164,7 @@ def build(run, folder, launcher='none', steps=STEPS, resume=False, sharded=True,
             ),
             optim_wrapper=dict(dict(type='OptimWrapper', optimizer=ADAMW), **changes.get('optim_wrapper', {})),
             train_cfg=dict(by_epoch=False, max_iters=steps),
-            default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2)),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=every, save_last=False)),
             env_cfg=dict(),
             randomness=dict(seed=0),
             launcher=launcher,
@@ -171,7 +172,8 @@ def build(run, folder, launcher='none', steps=STEPS, resume=False, sharded=True,
             default_scope='mmengine',
             find_unused_parameters=changes.get('find_unused_parameters', False),
             auto_scale_lr=changes.get('auto_scale_lr'),
-        )
+        ),
+        format_python_code=False,  # for the log, which takes long
     )
     if not sharded:
         cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, find_unused_parameters=True)
@@ -224,7 +226,7 @@ def resume_clipped(folder):
 def mistakes(folder):
     """The errors of checkpoints that do not fit, each in a fresh runner, in this process."""
     init_cfg = dict(type='Pretrained', checkpoint=str(folder / 'small.pth'))
-    small = dict(BACKBONE['arch'], depths=(2, 2, 1, 2))
+    small = dict(BACKBONE['arch'], depths=(1, 1, 1, 2))
     scalar = build('clipped', folder / 'wrong', 'pytorch')
     scalar.model['scalar'] = True
     return [

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import matplotlib.image
 import pytest
 import torch
+from entries import run_tool
 from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -321,13 +322,10 @@ def test_a_failure_is_its_last_line(processes, work_module):
     assert place == 0 and figures['skipped'].startswith('ValueError: arch must be one of tiny')
 
 
-def run(*arguments):
-    return subprocess.run([sys.executable, BENCHMARK, *arguments], capture_output=True, text=True)
-
-
 def test_a_run_leaves_a_table_its_figures_and_a_plot(tmp_path):
     flags = '--sizes 64x64 --windows 4 --peers timm official --mode train --rounds 1 --steps 2 --profile --out'
-    done = run(*flags.split(), str(tmp_path / 'out'))
+    command = [sys.executable, BENCHMARK, *flags.split(), str(tmp_path / 'out')]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'official is in no package: pass --official' in done.stdout
     record = json.loads((tmp_path / 'out/benchmark.json').read_text())
@@ -362,11 +360,11 @@ def test_a_run_leaves_a_table_its_figures_and_a_plot(tmp_path):
     ],
     ids=str,
 )
-def test_a_mistake_costs_one_line(arguments, message):
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr.strip().splitlines()[-1]
-    assert 'Traceback' not in done.stderr
+def test_a_mistake_costs_one_line(load_tool, capsys, arguments, message):
+    assert run_tool(load_tool, 'benchmark', *arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err.strip().splitlines()[-1]
+    assert 'Traceback' not in err
 
 
 @pytest.mark.usefixtures('no_traces')

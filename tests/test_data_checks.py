@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from draws import DRAWS
+from entries import run_tool
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
@@ -666,25 +666,16 @@ def other_photos(coco, folder):
 
 
 @pytest.mark.parametrize('tool', ['train', 'test'])
-def test_the_command_line_prints_one_line_and_writes_nothing(data, tmp_path, tool):
+def test_the_command_line_prints_one_line_and_writes_nothing(data, load_tool, tmp_path, capsys, tool):
     for path in (TRAIN, VAL):
         rewrite(data / path, category(1, 'name', 'sqare'))
     torch.save({}, tmp_path / 'x.pth')
     checkpoint = [str(tmp_path / 'x.pth')] if tool == 'test' else []
-    command = (
-        sys.executable,
-        f'tools/{tool}.py',
-        DET,
-        *checkpoint,
-        '--data-root',
-        data,
-        '--work-dir',
-        tmp_path / 'run',
-    )
-    done = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
+    flags = '--data-root', data, '--work-dir', tmp_path / 'run'
+    assert run_tool(load_tool, tool, ROOT / DET, *checkpoint, *flags) == 2
+    err = capsys.readouterr().err
     path = data / (TRAIN if tool == 'train' else VAL)
     cure = "correct the name, the nearest in the file is 'sqare'"
-    assert f"error: {path} has no category 'square' of the config: {cure}" in done.stderr.splitlines()[-1]
-    assert 'Traceback' not in done.stderr
+    assert f"error: {path} has no category 'square' of the config: {cure}" in err.splitlines()[-1]
+    assert 'Traceback' not in err
     assert not (tmp_path / 'run').exists()

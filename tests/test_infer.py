@@ -6,7 +6,6 @@ import json
 import os
 import re
 import struct
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from entries import run_tool
 from mmcv.transforms import BaseTransform
 from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 from mmengine.structures import InstanceData
@@ -216,16 +216,15 @@ def make_truth(shapes, results, folder):
     return folder
 
 
-def test_results_score_as_tools_test_scores_the_model(run, detector, shapes, tmp_path):
+@pytest.mark.usefixtures('no_traces')
+def test_results_score_as_tools_test_scores_the_model(run, detector, load_tool, shapes, tmp_path):
     assert run(*detector, shapes / 'val2017', '--out', tmp_path / 'out', '--score-thr', 0)[0] == 0
     results = read_json(tmp_path / 'out' / 'predictions.json')
     data = make_truth(shapes, results, tmp_path / 'data')
 
-    command = [sys.executable, ROOT / 'tools/test.py', *detector, '--data-root', data, '--work-dir', tmp_path / 'run']
-    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([str(part) for part in command], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    host = {name: float(value) for name, value in re.findall(r'coco/(\w+): (\S+)', done.stdout + done.stderr)}
+    assert not run_tool(load_tool, 'test', *detector, '--data-root', data, '--work-dir', tmp_path / 'run')
+    [log] = (tmp_path / 'run').glob('*/*.log')
+    host = {name: float(value) for name, value in re.findall(r'coco/(\w+): (\S+)', log.read_text())}
     for kind in ('bbox', 'segm'):
         ours = score(data / 'annotations' / 'instances_val2017.json', results, kind)
         names = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')

@@ -1,5 +1,6 @@
 """Runs that are killed at any moment, and disks that fill up: what was whole stays whole."""
 
+import json
 import os
 import random
 import re
@@ -74,18 +75,37 @@ def test_a_run_that_is_killed_loses_one_interval_at_most(shapes, tmp_path, keep)
     assert min(lost) >= 0 and max(lost) <= 1 and damaged == 0
 
 
+IN_TURN = """
+import json, os, runpy, sys
+import mmdet.models, mmseg.models
+for i, arguments in enumerate(json.loads(sys.argv[2])):
+    if not os.fork():
+        for name, number in (('out', 1), ('err', 2)):
+            os.dup2(os.open(f'{sys.argv[1]}/{name}_{i}', os.O_WRONLY | os.O_CREAT), number)
+        if arguments[0] != sys.executable:
+            os.execvp(arguments[0], arguments)
+        sys.argv, sys.path[0] = arguments[1:], os.path.dirname(arguments[1])
+        runpy.run_path(arguments[1], run_name='__main__')
+        sys.exit()
+    code = os.waitstatus_to_exitcode(os.wait()[1])
+    with open(f'{sys.argv[1]}/code_{i}', 'w') as file:
+        file.write(str(code))
+"""  # each in a process of its own, which need not import a host
+
+
 def on_a_small_disk(folder, megabytes, *commands):
     """Run commands while ``folder`` is a file system of its own. Gives their exit codes, outputs and what it holds."""
-    tar = folder.parent / 'disk.tar'
-    script = f'mount -t tmpfs -o size={megabytes}m tmpfs {folder} || exit 77\n'
-    for i, arguments in enumerate(commands):
-        quoted = ' '.join(f"'{argument}'" for argument in arguments)
-        script += f'{quoted} > {folder.parent}/out_{i} 2> {folder.parent}/err_{i}; echo $? > {folder.parent}/code_{i}\n'
-    script += f'tar cf {tar} -C {folder} .\n'
-    done = subprocess.run(['unshare', '-rm', 'sh', '-c', script], env=environment(), capture_output=True)
-    if done.returncode:
+    (folder.parent / 'in_turn.py').write_text(IN_TURN)
+    words = sys.executable, folder.parent / 'in_turn.py', folder.parent, json.dumps(list(commands), default=str)
+    script = f"""
+mount -t tmpfs -o size={megabytes}m tmpfs {folder} || exit 77
+{' '.join(f"'{word}'" for word in words)} || exit
+tar cf {folder.parent}/disk.tar -C {folder} ."""
+    done = subprocess.run(['unshare', '-rm', 'sh', '-c', script], env=environment(), capture_output=True, text=True)
+    if done.returncode == 77 or 'unshare' in done.stderr:
         pytest.skip('this system lets nobody mount a small disk')
-    subprocess.run(['tar', 'xf', tar, '-C', folder], check=True)
+    assert done.returncode == 0, done.stderr
+    subprocess.run(['tar', 'xf', folder.parent / 'disk.tar', '-C', folder], check=True)
     read = [
         (folder.parent / f'{name}_{i}').read_text() for i in range(len(commands)) for name in ('code', 'out', 'err')
     ]

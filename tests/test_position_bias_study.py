@@ -604,7 +604,17 @@ def study(tool, root, tmp_path_factory):
         '4',
     ]
     command += ['--embed-dims', '8', '--depths', '1', '1', '--num-heads', '1', '2', '--batch-size', '6', '--jobs', '2']
+    run_jobs = tool.run_jobs
+
+    def run_one(jobs, *args):
+        run_jobs(jobs[:1], *args)
+        for job in jobs[1:]:  # in this process, without the seconds of importing
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, 'argv', list(job.command))
+                assert tool.main() == 0
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tool, 'run_jobs', run_one)
         patch.setattr(sys, 'argv', ['compare_position_biases.py', *command])
         assert tool.main() == 0
     return out, command

@@ -69,7 +69,7 @@ def many(tmp_path_factory):
 
 def run_all(two, four):
     two.mkdir()
-    backbone = {**sharded_runs.BACKBONE, 'arch': dict(sharded_runs.BACKBONE['arch'], depths=(2, 2, 1, 2))}
+    backbone = {**sharded_runs.BACKBONE, 'arch': dict(sharded_runs.BACKBONE['arch'], depths=(1, 1, 1, 2))}
     backbone.pop('type')
     torch.save(SwinTransformerV2(**backbone).state_dict(), two / 'small.pth')
     trained = SwinTransformerV2(**{**backbone, 'arch': sharded_runs.BACKBONE['arch'], 'window_size': 3})
@@ -177,9 +177,9 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_in_all_processes(many):
     assert first == second
     scalar, initial, sharded_resume, whole_resume = first
     assert scalar.startswith('scale of the model has no dimension to cut it along')
-    assert "small.pth: it has arch={'embed_dims': 16, 'depths': (2, 2, 1, 2)" in initial
-    assert 'clipped/iter_6.pth cannot be resumed with this config: the model has no backbone.layers.2' in sharded_resume
-    assert "iter_6.pth: backbone: it has arch={'embed_dims': 16, 'depths': (2, 2, 2, 2)" in whole_resume
+    assert "small.pth: it has arch={'embed_dims': 16, 'depths': (1, 1, 1, 2)" in initial
+    assert 'clipped/iter_6.pth cannot be resumed with this config: the model has no backbone.layers.1' in sharded_resume
+    assert "iter_4.pth: backbone: it has arch={'embed_dims': 16, 'depths': (1, 2, 1, 2)" in whole_resume
     assert not any('\n' in error for error in first)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import test_infer
 import torch
+from entries import IN_PROCESS, run_tool
 from mmengine.registry import VISUALIZERS
 
 from swinv2_mm.checkpoints.loading import read_checkpoint
@@ -40,6 +41,19 @@ def run(*command):
     return done.stdout + done.stderr
 
 
+@pytest.fixture
+def run_here(load_tool, no_traces):
+    """Run a tool in this process, without the seconds of importing a host. Returns what it logs in a work dir."""
+
+    def run_here(name, work_dir, *args):
+        before = set(work_dir.glob('*/*.log'))
+        assert run_tool(load_tool, name, *args, '--work-dir', work_dir) == 0
+        [log] = set(work_dir.glob('*/*.log')) - before
+        return log.read_text()
+
+    return run_here
+
+
 def options(iters, *more):
     return ('--cfg-options', f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={iters}', *QUICK, *more)
 
@@ -59,12 +73,11 @@ def trained(shapes, tmp_path_factory):
     return work_dir
 
 
-def test_training_resumes_where_it_stopped(trained, shapes):
+def test_training_resumes_where_it_stopped(run_here, trained, shapes):
     before = read_checkpoint(trained / 'iter_2.pth')
     save = ('default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=5')
-    out = run(
-        *tool('train', DEMO, '--data-root', shapes, '--work-dir', trained, '--seed', 0, '--resume', *options(4, *save))
-    )
+    few = options(4, *save, *IN_PROCESS)
+    out = run_here('train', trained, ROOT / DEMO, '--data-root', shapes, '--seed', 0, '--resume', *few)
     assert 'resumed epoch: 0, iter: 2' in out
     after = read_checkpoint(trained / 'iter_4.pth')
     assert (before['meta']['iter'], after['meta']['iter']) == (2, 4)
@@ -162,18 +175,17 @@ def test_a_disk_that_fills_up_costs_a_line_and_no_metrics(evaluate, monkeypatch,
     assert {path.name for path in tmp_path.rglob('*') if path.is_file() and 'run' not in path.parts} == files
 
 
-def test_curves_are_those_of_the_log(trained, load_tool, tmp_path):
+def test_curves_are_those_of_the_log(trained, load_tool, tmp_path, capsys):
     plot_curves = load_tool('plot_curves')
     scalars = plot_curves.read_scalars(trained)
     assert scalars['loss'] == losses(trained)
     evaluated = [i for i in losses(trained) if i % 2 == 0]  # every run of two iterations ends with one
     assert list(scalars['coco/bbox_mAP_50']) == evaluated
-    run(*tool('plot_curves', trained, '--out', tmp_path / 'curves.png'))
+    assert run_tool(load_tool, 'plot_curves', trained, '--out', tmp_path / 'curves.png') == 0
     picture = cv2.imread(str(tmp_path / 'curves.png'))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # axes, lines and legend, no blank page
-    done = subprocess.run(tool('plot_curves', tmp_path), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert 'holds no training log' in done.stderr
+    assert run_tool(load_tool, 'plot_curves', tmp_path) == 2
+    assert 'holds no training log' in capsys.readouterr().err
 
 
 LAYERS = ('', *(f'd{i}.' for i in range(5)))
@@ -318,15 +330,15 @@ def test_two_processes_train_a_sharded_detector_and_test_it_over_gloo(shapes, tm
     assert 'coco/bbox_mAP_50' in run(*tool(*test, '--launcher', 'pytorch', command=launcher))
 
 
-def test_bfloat16_trains_a_whole_detector_on_cpu(shapes, tmp_path):
-    work = ('--data-root', shapes, '--work-dir', tmp_path, '--seed', 0)
-    run(*tool('train', DEMO, *work, '--amp', 'bf16', *options(1, 'default_hooks.checkpoint.interval=1')))
+def test_bfloat16_trains_a_whole_detector_on_cpu(run_here, shapes, tmp_path):
+    few = options(1, 'default_hooks.checkpoint.interval=1', *IN_PROCESS)
+    run_here('train', tmp_path, ROOT / DEMO, '--data-root', shapes, '--seed', 0, '--amp', 'bf16', *few)
     assert np.isfinite(losses(tmp_path)[1])
     weights = read_checkpoint(tmp_path / 'iter_1.pth')['state_dict']
     assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values() if w.is_floating_point())
 
 
-def test_a_segmentor_trains_and_is_evaluated_by_the_same_commands(shapes, tmp_path):
+def test_a_segmentor_trains_and_is_evaluated_by_the_same_commands(run_here, shapes, tmp_path):
     config = tmp_path / 'upernet.py'
     config.write_text(
         """_base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
@@ -360,11 +372,11 @@ default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
         for i, path in enumerate(sorted(folder.iterdir())):
             (folder / 'ab'[i]).mkdir()
             path.rename(folder / 'ab'[i] / f'1{path.suffix}')
-    data = ('--data-root', ade, '--work-dir', work_dir)
-    run(*tool('train', config, *data, '--seed', 0))
+    data = ('--data-root', ade)
+    run_here('train', work_dir, config, *data, '--seed', 0)
     assert np.isfinite(list(losses(work_dir).values())).all()
-    out = run(*tool('test', config, work_dir / 'iter_2.pth', *data, '--show-dir', tmp_path / 'pictures'))
-    assert 'mIoU' in out
+    test = ('test', tmp_path / 'test', config, work_dir / 'iter_2.pth', *data, '--show-dir', tmp_path / 'pictures')
+    assert 'mIoU' in run_here(*test)
     assert test_infer.written(tmp_path / 'pictures') == ['a/1.png', 'b/1.png']
     image = cv2.imread(str(ade / 'images/validation/a/1.jpg'))
     picture = cv2.imread(str(tmp_path / 'pictures/a/1.png'))
@@ -380,17 +392,17 @@ PHOTOS = ROOT.parent / 'shared' / 'data' / 'coco_tiny'
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f'needs COCO photos in {PHOTOS}')
-def test_the_front_door_trains_and_is_evaluated_on_real_photos(tmp_path):
-    config, data = 'configs/mask_rcnn_swinv2.py', ('--data-root', PHOTOS, '--work-dir', tmp_path)
+def test_the_front_door_trains_and_is_evaluated_on_real_photos(run_here, tmp_path):
+    config, data = ROOT / 'configs/mask_rcnn_swinv2.py', ('--data-root', PHOTOS)
     scales = [f'{loader}_dataloader.dataset.pipeline.{i}.scale=(192,128)' for loader, i in LOADERS.items()]
     few = [f'{loader}_dataloader.dataset.indices=2' for loader in LOADERS]
-    quick = ('--cfg-options', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1', *scales, *few)
-    run(*tool('train', config, *data, '--checkpoint', 'none', '--seed', 0, *quick))
+    quick = ('--cfg-options', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1', *scales, *few, *IN_PROCESS)
+    run_here('train', tmp_path, config, *data, '--checkpoint', 'none', '--seed', 0, *quick)
     assert np.isfinite(losses(tmp_path)[1])
     checkpoint = read_checkpoint(tmp_path / 'epoch_1.pth')
     assert (checkpoint['meta']['epoch'], checkpoint['meta']['iter']) == (1, 1)
     assert checkpoint['state_dict']['backbone.pretrained_windows'].tolist() == [16, 16, 16, 16]  # from scratch
-    out = run(*tool('test', config, tmp_path / 'epoch_1.pth', *data, *quick))
+    out = run_here('test', tmp_path / 'test', config, tmp_path / 'epoch_1.pth', *data, *quick)
     assert 'coco/bbox_mAP_50' in out
     assert 'coco/segm_mAP_50' in out
 
