@@ -110,8 +110,8 @@ def no_traces(monkeypatch):
     managers = [ManagerMixin]
     for manager in managers:  # grows
         managers += manager.__subclasses__()
-        if manager is not MMLogger:
-            monkeypatch.setattr(manager, '_instance_dict', type(manager._instance_dict)())
+        instances = manager._instance_dict if manager is MMLogger else {}  # else runs in one second share a log file
+        monkeypatch.setattr(manager, '_instance_dict', type(manager._instance_dict)(instances))
 
 
 @pytest.fixture(scope='session')

@@ -31,7 +31,7 @@ from swinv2_mm.writing import check_file, unwritten, whole
 BATCHES = (1, 2)  # that a file for any batch is compared at; exported at the last, because torch takes 1 for a constant
 FILE_LIMIT = 2**31  # bytes, of any protobuf message
 OPSETS = range(18, 24)  # that torch's exporter writes
-STANDARD = ('RoIAlign', 'MultiScaleDeformableAttention')  # of mmcv, which export as operators of ONNX
+STANDARD = ('RoIAlign',)  # of mmcv, and in ONNX
 
 EPILOG = """\
 in:
@@ -52,8 +52,8 @@ compared before the file gets its name, with onnxruntime and, where it is instal
   rounding decides between boxes that are equally good.
 
 what can't be exported:
-  Other detectors: export --part neck and run the heads in PyTorch.
-  A neck with operators of mmcv, such as deformable convolution.
+  Other whole detectors: export --part neck and run the heads in PyTorch.
+  Parts with operators of mmcv, such as deformable convolution, or the deformable attention of Mask2Former and DINO.
   Half precision, and weights of 2 GiB or more (huge, giant), which one ONNX file can't hold.
 
 example: python tools/deployment/export_onnx.py configs/mask_rcnn_swinv2.py work_dirs/mask_rcnn_swinv2/epoch_12.pth \\

@@ -133,9 +133,8 @@ class Segmentor(Exported):
     def scores(self, image: Tensor, height: int, width: int) -> Tensor:
         """Probabilities (B, classes, height, width); of the one class against none if there is only one."""
         size = tuple(image.shape[2:])
-        meta = dict(img_shape=size, ori_shape=size, pad_shape=size)
-        batch = image.shape[0] if isinstance(image.shape[0], int) else 1  # heads look at the first alone
-        logits = self.model.encode_decode(image, [dict(meta) for _ in range(batch)])[..., :height, :width]
+        first = dict(img_shape=size, ori_shape=size, pad_shape=size)  # heads look at no other
+        logits = self.model.encode_decode(image, [first])[..., :height, :width]
         return logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
 
     def compute(self, image: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
