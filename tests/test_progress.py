@@ -55,14 +55,16 @@ def test_a_terminal_gets_a_bar(progress, clock, monkeypatch):
 
 
 def test_the_time_left_is_that_of_the_work_of_this_call(progress, clock, capsys):
-    clock(100, 110, 160, 280, 100 + 5 * 3600)
+    clock(100, 101, 102, 160, 280, 100 + 5 * 3600, 200 + 5 * 3600)
     with progress.Progress(total=50, done=10) as shown:
-        shown.show(10, 'beginning')
+        shown.show(10, 'too early')
+        shown.show(10, 'beginning', at_once=True)
         shown.show(15)
         shown.show(40)
         shown.show(41)
+        shown.show(42)  # a hundred seconds later, less than a hundredth of the time
     assert capsys.readouterr().out.splitlines() == [
-        '20% done after 10 s (beginning)',
+        '20% done after 2 s (beginning)',
         '30% done after 60 s, about 7 min left',  # 5 a minute, 35 are left
         '80% done after 3 min, about 60 s left',
         '82% done after 5 h, about 87 min left',

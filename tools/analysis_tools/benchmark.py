@@ -177,7 +177,7 @@ def main() -> int:
     progress = Progress(total, file=sys.stderr)
 
     def show(doing):
-        progress.show(min(next(begun), total), doing)
+        progress.show(min(next(begun), total), doing, at_once=True)
 
     for row in planned:
         with progress:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-INTERVAL = 10  # seconds between two lines in a file
+INTERVAL = 10  # seconds between two lines in a file, at least
 REFRESH = 0.1  # seconds between two states of a bar
 BAR = 20  # characters
 
@@ -27,16 +27,18 @@ class Progress:
         self.start = self.shown = time.monotonic()
         self.is_drawn = False
 
-    def show(self, done: float, doing: str = '') -> None:
+    def show(self, done: float, doing: str = '', at_once: bool = False) -> None:
         """Show it, if that is due.
 
         Args:
             done (float): how much is done, with what was done before.
             doing (str): what to say of it beside.
+            at_once (bool): whether it is due in any case: what it announces may take long.
         """
         now, is_terminal = time.monotonic(), self.file.isatty()
-        is_last = is_terminal and done >= self.total
-        if now - self.shown < (REFRESH if is_terminal else INTERVAL) and not is_last:
+        interval = REFRESH if is_terminal else max(INTERVAL, (now - self.start) / 100)  # few lines of long work
+        is_due = now - self.shown >= interval
+        if not (is_due or at_once or (is_terminal and done >= self.total)):
             return
         self.shown, line = now, self.line(done, now - self.start, doing)
         if is_terminal:
