@@ -1,6 +1,7 @@
 """An exported file gives what the host's model gives, by standard operators, or it isn't there."""
 
 import copy
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -350,6 +351,14 @@ def test_scores_of_a_whole_segmentor_are_the_probabilities_of_the_host(tool, con
     torch.testing.assert_close(scores, wanted, rtol=0, atol=1e-6)
 
 
+def paste_of_the_docs():
+    namespace = {}
+    text = (Path(__file__).parents[1] / 'docs/export.md').read_text()
+    exec(re.search(r'```python\n(.*?)session =', text, re.DOTALL)[1], namespace)
+    return namespace['paste']
+
+
+PASTE = paste_of_the_docs()
 STD = 0.1  # of weights: with larger ones many scores are 1, order among them is chance, and rounding grows large
 
 
@@ -366,6 +375,8 @@ def assert_detected(outs, samples, height, width):
         for box, mask, whole in zip(boxes, *masks, wanted.masks if masks else ()):
             pasted = _do_paste_mask(mask[None, None], box[None], height, width, skip_empty=False)[0][0]
             assert ((pasted >= 0.5) != whole)[(pasted - 0.5).abs() > 1e-3].sum() == 0
+            by_docs = torch.from_numpy(PASTE(mask.numpy(), box.numpy(), height, width))
+            assert (by_docs - pasted).abs().max() < 0.05  # OpenCV counts in 32nds of a pixel
 
 
 @pytest.mark.parametrize('kind', ['retina', 'mask'])
