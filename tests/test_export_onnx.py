@@ -13,6 +13,7 @@ import openvino
 import pytest
 import torch
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
@@ -66,7 +67,7 @@ model = dict(
 
 @pytest.fixture(scope='module')
 def configs(tmp_path_factory):
-    """The files of a small detector, whose window divides no map, and of a small segmentor without a neck."""
+    """The files of a detector whose window divides no map, a segmentor without a neck, and two detectors with heads."""
     folder = tmp_path_factory.mktemp('configs')
     texts = dict(det=DET, seg=SEG, retina=RETINA, mask=MASK)
     for name, text in texts.items():
@@ -168,7 +169,8 @@ def test_a_file_for_any_batch_agrees_at_batches_it_was_not_exported_at(dynamic):
 
 def test_a_file_holds_no_traces_of_the_code_and_stands_alone(dynamic):
     _, path = dynamic
-    assert not any(node.metadata_props for node in onnx.load(path).graph.node)
+    graph = onnx.load(path).graph
+    assert not any(node.metadata_props for node in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info))
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -202,7 +204,23 @@ def test_a_file_for_one_batch_agrees_with_other_position_biases(run, configs, tr
     ('flags', 'says'),
     [
         (('--part', 'model', '--cfg-options', 'model.type=CascadeRCNN'), 'model is CascadeRCNN'),
-        (('--part', 'model', '--cfg-options', 'model.test_cfg.rcnn.nms.type=soft_nms'), 'set nms.type=nms'),
+        *(
+            (('--part', 'model', '--cfg-options', f'model.{option}'), f'--part model: {says}')
+            for option, says in (
+                ('test_cfg.rcnn.nms.type=soft_nms', 'test_cfg.rcnn.nms is'),
+                ('test_cfg.rcnn.nms.class_agnostic=True', 'test_cfg.rcnn.nms is'),
+                ('test_cfg.rcnn.nms=None', 'test_cfg.rcnn.nms is {}'),
+                ('test_cfg.rcnn.max_per_img=-1', 'test_cfg.rcnn.max_per_img is -1'),
+                ('test_cfg.rpn.nms_pre=0', 'test_cfg.rpn.nms_pre is 0'),
+                ('rpn_head.loss_cls.use_sigmoid=False', 'loss_cls.use_sigmoid is False'),
+                ('rpn_head.bbox_coder.clip_border=False', 'bbox_coder.clip_border is False'),
+                ('roi_head.bbox_head.with_reg=False', 'roi_head.bbox_head.with_reg is False'),
+                ('roi_head.bbox_roi_extractor.roi_layer.pool_mode=max', 'roi_layer.pool_mode is max'),
+                ('roi_head.mask_roi_extractor.roi_layer.output_size=(14,10)', 'roi_layer.output_size is (14, 10)'),
+                ('roi_head.mask_head.type=CoarseMaskHead', 'mask_head is CoarseMaskHead'),
+            )
+        ),
+        (('--preprocess', '--cfg-options', 'model.backbone.in_channels=4'), 'the backbone takes 4: leave it out'),
         (('--part', 'model', '--output', 'scores'), '--output scores is for a whole segmentor'),
         (('--repeat', '-1'), '--repeat must be 0 runs or more, got -1'),
         (('--dynamic', 'batch', '--batch', 2), 'leave one out'),
@@ -381,9 +399,9 @@ def assert_detected(outs, samples, height, width):
 
 @pytest.mark.parametrize('kind', ['retina', 'mask'])
 def test_a_detector_of_standard_operators_detects_what_the_host_does(tool, configs, trained, kind):
-    model, checkpoint = trained(configs.__dict__[kind], STD)
+    model, checkpoint = trained(getattr(configs, kind), STD)
     flags = ('--out', 'x.onnx', '--size', '8', '8', '--part', 'model', '--preprocess')
-    args = tool.parse_args([str(configs.__dict__[kind]), str(checkpoint), *flags])
+    args = tool.parse_args([str(getattr(configs, kind)), str(checkpoint), *flags])
     detector = tool.build(tool.read_config(args), args)
     for shape in ((2, 64, 96), (1, 70, 51), (1, 33, 40)):  # padded to multiples of 32
         image = photos(*shape)
@@ -392,10 +410,10 @@ def test_a_detector_of_standard_operators_detects_what_the_host_does(tool, confi
 
 @pytest.mark.parametrize(('kind', 'dynamic'), [('retina', ('batch', 'size')), ('mask', ('batch',))])
 def test_a_file_of_a_whole_detector_detects_what_the_host_does(run, configs, trained, tmp_path, kind, dynamic):
-    model, checkpoint = trained(configs.__dict__[kind], STD)
+    model, checkpoint = trained(getattr(configs, kind), STD)
     path = tmp_path / 'detector.onnx'
     flags = ('--size', 64, 88, '--part', 'model', '--preprocess', '--dynamic', *dynamic)
-    run(configs.__dict__[kind], checkpoint, '--out', path, *flags)
+    run(getattr(configs, kind), checkpoint, '--out', path, *flags)
     assert_standard(path)
     for infer in runtimes(path):
         for shape in ((2, 64, 88), (1, 64, 88), *([(1, 90, 50)] if 'size' in dynamic else ())):
@@ -429,6 +447,32 @@ def test_a_segmentor_that_slides_is_refused_in_one_line(fails, configs, tmp_path
     assert '--cfg-options model.test_cfg.mode=whole' in line
 
 
+def test_other_segmentors_and_preprocessors_are_refused_in_one_line(fails, configs, tmp_path):
+    flags = ('--out', tmp_path / 'x.onnx', '--size', 16, 16, '--part', 'model', '--preprocess', '--cfg-options')
+    for option, says in (
+        ('model.type=DepthEstimator', 'model is DepthEstimator'),
+        ('model.data_preprocessor.test_cfg.size=(32,32)', 'pads images to one size'),
+    ):
+        assert says in fails(configs.seg, 'none', *flags, option)
+    with pytest.raises(ValueError, match='data_preprocessor is BaseDataPreprocessor'):
+        sys.modules['swinv2_tools.onnx_models'].Preprocess(BaseDataPreprocessor())
+
+
+def test_labels_that_are_none_or_of_another_shape_differ(tool, configs):
+    flags = ('--out', 'x.onnx', '--size', '8', '8', '--part', 'model')
+    args = tool.parse_args([str(configs.seg), 'none', *flags])
+    segmentor = tool.build(tool.read_config(args), args)
+    image = torch.randn(2, 3, 16, 20)
+    (scores,), (labels,) = segmentor.expected(image), segmentor(image)
+    assert segmentor.difference([labels, scores], [scores]) == 0
+    for wrong in (labels - 9, labels + 4, labels[:1], labels[:, :1]):
+        assert segmentor.difference([wrong, scores], [scores]) == np.inf
+    assert 0.01 < segmentor.difference([(labels + 1) % 4, scores], [scores]) < 1
+    assert segmentor.difference([labels, scores + 0.1], [scores]) > 0.1
+    nothing = torch.zeros(1, 2)
+    assert segmentor.difference.__globals__['difference'](nothing, nothing) == 0
+
+
 def test_a_size_below_one_window_is_refused_in_one_line(fails, configs, tmp_path):
     line = fails(configs.seg, 'none', '--out', tmp_path / 'x.onnx', '--size', 11, 16, '--dynamic', 'size')
     assert line == 'error: --dynamic size starts at one window, 12 pixels: --size [11, 16] is smaller'
@@ -440,6 +484,7 @@ def test_a_pool_for_any_size_averages_as_the_adaptive_one(tool, size):
     for height in range(1, 14):
         x = torch.randn(2, 3, height, 17 - height, dtype=torch.float64)
         wanted = nn.AdaptiveAvgPool2d(size)(x)
-        tool.replace_pools(layers)
-        assert type(layers[0]) is not nn.AdaptiveAvgPool2d
-        torch.testing.assert_close(layers(x), wanted, rtol=0, atol=1e-12)
+        with tool.any_size_pools(layers):
+            assert type(layers[0]) is not nn.AdaptiveAvgPool2d
+            torch.testing.assert_close(layers(x), wanted, rtol=0, atol=1e-12)
+        assert type(layers[0]) is nn.AdaptiveAvgPool2d

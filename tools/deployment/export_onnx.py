@@ -15,12 +15,13 @@ from swinv2_tools import ending  # isort: split
 import argparse
 import importlib.util
 import os
+from contextlib import nullcontext
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from swinv2_tools import onnx_files
-from swinv2_tools.onnx_models import Exported, Pyramid, Segmentor, replace_pools
+from swinv2_tools.onnx_models import Exported, Pyramid, Segmentor, any_size_pools
 from torch import Tensor, nn
 
 from swinv2_mm import SwinTransformerV2, compat
@@ -42,14 +43,14 @@ out, of --part
   neck      maps (B, C, h, w): level0, level1, ...
   model     of a segmentor labels (B, H, W), or with --output scores the probabilities (B, classes, H, W).
             Of a RetinaNet, Faster or Mask R-CNN boxes (B, N, 4), corners in pixels of the image, scores (B, N) and
-            labels (B, N), by falling score; -1 where fewer than N are found. Of a Mask R-CNN also masks (B, N, 28, 28),
-            probabilities inside the box. docs/export.md shows how to paste them.
+            labels (B, N), in order of falling score; scores and labels are -1 where fewer than N are found. Of a Mask
+            R-CNN also masks (B, N, 28, 28), probabilities inside the box. docs/export.md shows how to paste them.
 
 compared before the file gets its name, with onnxruntime and, where it is installed, OpenVINO:
   at batch 1 and 2 with --dynamic batch, and at three sizes with --dynamic size. Maps and scores may differ by 1e-4 of
-  their largest value, boxes by 1e-4 of the image. The best score may be 1e-4 above that of the label in the file. Boxes
-  are compared with the score threshold at 0, as noise has no objects; two in a hundred may have no counterpart, since
-  rounding decides between boxes that are equally good.
+  their largest value, boxes by 1e-4 of the largest coordinate. Another label may score 1e-4 more than the one in the
+  file. Boxes are compared with the score threshold at 0, as noise has no objects; two in a hundred may have no
+  counterpart, since rounding decides between boxes that are equally good.
 
 what can't be exported:
   Other whole detectors: export --part neck and run the heads in PyTorch.
@@ -159,6 +160,9 @@ def build(cfg: Config, args: argparse.Namespace) -> Exported:
     """
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
+    channels = model.backbone.patch_embed.proj.in_channels
+    if args.preprocess and channels != 3:
+        raise ValueError(f'--preprocess is for images of 3 channels, and the backbone takes {channels}: leave it out')
     if args.part != 'model':
         exported = Pyramid(model, args.preprocess, has_neck=args.part == 'neck')
     elif cfg.default_scope == 'mmseg':
@@ -172,22 +176,22 @@ def build(cfg: Config, args: argparse.Namespace) -> Exported:
         launch.load_weights(model, args.checkpoint)
     else:
         open_branches(model.backbone)
+        exported.spread_scores()
     if args.window_size:
         launch.set_window_size(model.backbone, args.window_size)
-    if 'size' in args.dynamic:
-        replace_pools(model)
     return exported.eval().requires_grad_(False)
 
 
 def check_operators(model: nn.Module, part: str) -> None:
     """Refuse operators of mmcv that ONNX does not have."""
-    whole = model if part == 'model' else getattr(model, part)
-    kinds = {type(module) for module in whole.modules()}
+    root = model if part == 'model' else getattr(model, part)
+    kinds = {type(module) for module in root.modules()}
     custom = {kind.__name__ for kind in kinds if kind.__module__.startswith('mmcv.ops')} - {*STANDARD}
     if custom:
         names = ', '.join(sorted(custom))
         raise ValueError(
-            f'{part} {type(whole).__name__} has {names} of mmcv, which ONNX does not have: use --part backbone'
+            f'{part} {type(root).__name__} has {names} of mmcv, which ONNX does not have: '
+            f'use --part {"backbone" if part == "neck" or not hasattr(model, "neck") else "neck or backbone"}'
         )
 
 
@@ -243,17 +247,18 @@ def write(exported: Exported, args: argparse.Namespace) -> None:
     """
     import onnx
 
+    out = Path(args.out)
+    check_file(out, '--out')  # before the minutes of work
     torch.manual_seed(0)
     sizes = trial_sizes(exported.model.backbone, args)
     batches = BATCHES if 'batch' in args.dynamic else (args.batch or 1,)
     images = [example(exported, batch, *size) for size in sizes for batch in batches]
     names = exported.names(len(exported(images[0])))
-    out = Path(args.out)
-    check_file(out, '--out')  # before the minutes of work
     try:
         with whole(out) as partial:
             axes = open_axes(exported, args, min(sizes[0]))
-            model = onnx_files.export(exported, images[-1], names, axes, args.opset)
+            with any_size_pools(exported.model) if 'size' in args.dynamic else nullcontext():
+                model = onnx_files.export(exported, images[-1], names, axes, args.opset)
             onnx_files.check_standard(model)
             onnx.save(exported.on_trial(model), partial)
             onnx_files.compare(partial, exported, images)

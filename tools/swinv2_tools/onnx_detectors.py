@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmcv.ops import nms, roi_align
+from mmcv.ops import RoIAlign, nms, roi_align
 from mmdet.models import FasterRCNN, MaskRCNN, RetinaNet
 from mmdet.models.dense_heads import RetinaHead, RPNHead
 from mmdet.models.roi_heads import (
@@ -23,9 +23,10 @@ from mmdet.models.roi_heads import (
     StandardRoIHead,
 )
 from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
+from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
-from .onnx_models import Exported
+from .onnx_models import Exported, check_class
 
 LIBRARY = 'swinv2_mm_export'  # of the operators below
 NONE = -1  # score and label of a box that is none
@@ -87,7 +88,7 @@ def translations() -> dict:
     from onnxscript import opset18 as op  # the exporter sets the version that it is asked for
 
     def best(boxes, scores, iou_thr, score_thr, limit):
-        chosen = op.NonMaxSuppression(  # (M, 3): image, class and box, sorted by image and score
+        chosen = op.NonMaxSuppression(  # (M, 3): image, class and box, by image and score in the runtimes that we tried
             boxes,
             op.Unsqueeze(scores, op.Constant(value_ints=[1])),
             op.Constant(value_ints=[limit]),
@@ -154,6 +155,15 @@ class Detector(Exported):
         proposals, scores, _ = first_stage(self.model.rpn_head, maps, 0, height, width)
         return second_stage(self.model.roi_head, maps, proposals, scores, height, width)
 
+    def spread_scores(self) -> None:
+        model = self.model
+        is_retina = isinstance(model, RetinaNet)
+        layers = (
+            [model.bbox_head.retina_cls] if is_retina else [model.rpn_head.rpn_cls, model.roi_head.bbox_head.fc_cls]
+        )
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.1)
+
     def translations(self) -> dict:
         return translations()
 
@@ -169,13 +179,41 @@ class Detector(Exported):
                 node.input[4] = 'no_threshold'
         return trial
 
+    def predict(self, image: Tensor) -> tuple[Tensor, ...]:
+        """What mmdet's own heads predict, as `compute` gives it."""
+        height, width = image.shape[1:3] if self.preprocess else image.shape[2:]
+        image = self.preprocess(image) if self.preprocess else image
+        meta = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0))
+        samples = [DetDataSample(metainfo=dict(meta, batch_input_shape=tuple(image.shape[2:]))) for _ in image]
+        model, maps = self.model, self.model.extract_feat(image)
+        if isinstance(model, RetinaNet):
+            limit, results = model.bbox_head.test_cfg.max_per_img, model.bbox_head.predict(maps, samples, rescale=False)
+        else:
+            head, metas = model.roi_head, [sample.metainfo for sample in samples]
+            proposals = model.rpn_head.predict(maps, samples, rescale=False)
+            results = head.predict_bbox(maps, metas, proposals, head.test_cfg, rescale=False)
+            limit = head.test_cfg.max_per_img
+        boxes, scores, labels = (
+            torch.stack(
+                [
+                    F.pad(found[key], (0, 0) * (found[key].ndim - 1) + (0, limit - len(found)), value=fill)
+                    for found in results
+                ]
+            )
+            for key, fill in (('bboxes', 0), ('scores', NONE), ('labels', NONE))
+        )
+        if isinstance(model, RetinaNet) or not model.roi_head.with_mask:
+            return boxes, scores, labels
+        masks = model.roi_head._mask_forward(maps, to_rois(boxes))['mask_preds'].sigmoid()
+        return boxes, scores, labels, masks_of_labels(masks, labels)
+
     def expected(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The outputs with a score threshold of 0."""
+        """`predict` with a score threshold of 0."""
         config = (self.model.bbox_head if isinstance(self.model, RetinaNet) else self.model.roi_head).test_cfg
         threshold = config.get('score_thr', 0)
         config.score_thr = 0
         try:
-            return self(image)
+            return self.predict(image)
         finally:
             config.score_thr = threshold
 
@@ -221,36 +259,77 @@ def check_kind(model: nn.Module) -> None:
     """Check that a detector is computed as `Detector` does.
 
     Raises:
-        ValueError: a part is not; the message names it.
+        ValueError: a part or a setting is not; the message names it.
     """
-    check_part('model', model, RetinaNet, FasterRCNN, MaskRCNN)
+    check_class('model', model, RetinaNet, FasterRCNN, MaskRCNN)
     if type(model) is RetinaNet:
-        head, configs = model.bbox_head, [model.bbox_head.test_cfg]
-        check_part('bbox_head', head, RetinaHead)
+        head = model.bbox_head
+        check_class('bbox_head', head, RetinaHead)
+        check_settings('test_cfg', head.test_cfg, 'nms_pre', 'max_per_img')
     else:
-        head, roi_head = model.rpn_head, model.roi_head
-        configs = [head.test_cfg, roi_head.test_cfg]
-        check_part('rpn_head', head, RPNHead)
-        check_part('roi_head', roi_head, StandardRoIHead)
-        check_part('roi_head.bbox_head', roi_head.bbox_head, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead)
-        check_part('bbox_coder', roi_head.bbox_head.bbox_coder, DeltaXYWHBBoxCoder)
-        check_part('bbox_roi_extractor', roi_head.bbox_roi_extractor, SingleRoIExtractor)
-        if roi_head.with_mask:
-            check_part('mask_roi_extractor', roi_head.mask_roi_extractor, SingleRoIExtractor)
-            check_part('mask_head', roi_head.mask_head, FCNMaskHead)
-    check_part('bbox_coder', head.bbox_coder, DeltaXYWHBBoxCoder)
-    check_part('its anchors', head.prior_generator, AnchorGenerator)
-    for config in configs:
-        if config.nms.get('type', 'nms') != 'nms':
-            raise ValueError(f'--part model: suppression of type {config.nms.type} is not in ONNX: set nms.type=nms')
+        head = model.rpn_head
+        check_class('rpn_head', head, RPNHead)
+        check_settings('test_cfg.rpn', head.test_cfg, 'nms_pre', 'max_per_img')
+        check_roi_head(model.roi_head)
+    check_class('bbox_coder', head.bbox_coder, DeltaXYWHBBoxCoder)
+    check_class('anchor_generator', head.prior_generator, AnchorGenerator)
+    check_setting('loss_cls.use_sigmoid', head.use_sigmoid_cls, True)
+    check_setting('loss_cls.custom_cls_channels', getattr(head.loss_cls, 'custom_cls_channels', False), False)
+    check_setting('bbox_coder.clip_border', head.bbox_coder.clip_border, True)
 
 
-def check_part(place: str, part: nn.Module, *allowed: type) -> None:
-    """Check the class of a part; a subclass may compute something else."""
-    if type(part) not in allowed:
+def check_roi_head(roi_head: nn.Module) -> None:
+    """`check_kind` of the second stage."""
+    check_class('roi_head', roi_head, StandardRoIHead)
+    check_settings('test_cfg.rcnn', roi_head.test_cfg, 'max_per_img')
+    check_setting('roi_head.shared_head', roi_head.with_shared_head, False)
+    head = roi_head.bbox_head
+    check_class('roi_head.bbox_head', head, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead)
+    check_class('bbox_coder', head.bbox_coder, DeltaXYWHBBoxCoder)
+    check_setting('bbox_coder.clip_border', head.bbox_coder.clip_border, True)
+    check_setting('roi_head.bbox_head.with_reg', head.with_reg, True)
+    check_setting('roi_head.bbox_head.loss_cls.custom_cls_channels', head.custom_cls_channels, False)
+    extractors = [roi_head.bbox_roi_extractor]
+    if roi_head.with_mask:
+        check_class('mask_head', roi_head.mask_head, FCNMaskHead)
+        extractors.append(roi_head.mask_roi_extractor)
+    for extractor in extractors:
+        check_class('roi_extractor', extractor, SingleRoIExtractor)
+        for layer in extractor.roi_layers:
+            check_class('roi_layer', layer, RoIAlign)
+            check_setting('roi_layer.pool_mode', layer.pool_mode, 'avg')
+            check_setting('roi_layer.use_torchvision', layer.use_torchvision, False)
+            check_setting('roi_layer.output_size', layer.output_size, (layer.output_size[0],) * 2)
+
+
+def check_setting(name: str, value, needed) -> None:
+    """Check a setting that whole detectors are exported with.
+
+    Raises:
+        ValueError: it has another value.
+    """
+    if value != needed:
         raise ValueError(
-            f'--part model: {place} is {type(part).__name__}, and whole detectors are exported with '
-            f'{" or ".join(kind.__name__ for kind in allowed)}: export --part neck, and run the heads in PyTorch'
+            f'--part model: {name} is {value}, and whole detectors are exported with {needed}: export --part neck, and '
+            'run the heads in PyTorch'
+        )
+
+
+def check_settings(name: str, config: dict, *numbers: str) -> None:
+    """Check the numbers and the suppression that a ``test_cfg`` asks for.
+
+    Raises:
+        ValueError: a number is no positive one, or there is a suppression that ONNX does not have.
+    """
+    for number in numbers:
+        value = config.get(number)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f'--part model: {name}.{number} is {value}: set how many boxes there may be, such as 100')
+    nms = config.get('nms') or {}
+    others = {key: nms[key] for key in set(nms) - {'type', 'iou_threshold', 'split_thr'}}
+    if nms.get('type', 'nms') != 'nms' or 'iou_threshold' not in nms or others:
+        raise ValueError(
+            f'--part model: {name}.nms is {dict(nms)}, and ONNX has dict(type="nms", iou_threshold=...): set that'
         )
 
 
@@ -306,13 +385,14 @@ def second_stage(
     )
     if not head.with_mask:
         return boxes, scores, labels
-    masks = head.mask_head(pool(head.mask_roi_extractor, maps, to_rois(boxes))).sigmoid()  # (B * N, classes, h, w)
-    if head.mask_head.class_agnostic:
-        masks = masks[:, 0]
-    else:
-        of_label = labels.flatten().clamp(min=0).view(-1, 1, 1, 1).expand(-1, 1, *masks.shape[2:])
-        masks = masks.gather(1, of_label)[:, 0]
-    return boxes, scores, labels, masks.unflatten(0, labels.shape)
+    masks = head.mask_head(pool(head.mask_roi_extractor, maps, to_rois(boxes))).sigmoid()
+    return boxes, scores, labels, masks_of_labels(masks, labels)
+
+
+def masks_of_labels(masks: Tensor, labels: Tensor) -> Tensor:
+    """Of the masks (B * N, classes, h, w), or (B * N, 1, h, w) for any class, those of the labels (B, N)."""
+    index = labels.flatten().clamp(0, masks.shape[1] - 1).view(-1, 1, 1, 1).expand(-1, 1, *masks.shape[2:])
+    return masks.gather(1, index)[:, 0].unflatten(0, labels.shape)
 
 
 def decode(coder: DeltaXYWHBBoxCoder, priors: Tensor, deltas: Tensor, height: int, width: int) -> Tensor:
@@ -348,7 +428,7 @@ def pool(extractor: SingleRoIExtractor, maps: Sequence[Tensor], rois: Tensor) ->
     pooled = 0
     for i, (layer, of_level) in enumerate(zip(extractor.roi_layers, maps)):
         is_here = (level == i)[:, None]
-        here = torch.cat((rois[:, :1], rois[:, 1:].where(is_here, 0)), 1)  # of other levels: empty, which costs little
+        here = torch.cat((rois[:, :1], rois[:, 1:].where(is_here, 0)), 1)  # of other levels: empty, so of few samples
         size, scale = layer.output_size[0], float(layer.spatial_scale)
         features = pool_boxes(of_level, here, size, scale, layer.sampling_ratio, layer.aligned)
         pooled = pooled + features.where(is_here[..., None, None], 0)

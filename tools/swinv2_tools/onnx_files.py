@@ -61,7 +61,8 @@ def export(model: Exported, image: Tensor, names: Sequence[str], dynamic: dict[i
         reason = first_line(error.__cause__ or error)
         raise ValueError(f'torch {torch.__version__} does not export {model}: {reason}') from error
     onnx_model = program.model_proto
-    for node in (onnx_model.graph, *onnx_model.graph.node, *onnx_model.graph.value_info):
+    graph = onnx_model.graph
+    for node in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
         node.ClearField('metadata_props')  # stack traces
     return onnx_model
 
@@ -157,7 +158,7 @@ def shape(image: Tensor) -> str:
 
 def measure(path: Path, model: Exported, image: Tensor, repeats: int) -> dict[str, float]:
     """The median seconds of PyTorch and of each runtime, which take turns."""
-    runs = {'PyTorch': model, **{name: load(path) for name, load in runtimes().items()}}
+    runs = {'PyTorch': model.predict, **{name: load(path) for name, load in runtimes().items()}}
     seconds = {name: [] for name in runs}
     for _ in range(repeats + 1):  # the first is not counted
         for name, run in runs.items():

@@ -6,7 +6,8 @@ Each also says how far what a runtime computes is from what PyTorch computes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +18,32 @@ class Preprocess(nn.Module):
     """What a model's data preprocessor does in a test: order of channels, normalisation, padding to a multiple.
 
     Args:
-        preprocessor (nn.Module): of mmdet or mmseg.
+        preprocessor (nn.Module): of mmdet, mmseg or mmengine.
 
     Raises:
-        ValueError: it does something else.
+        ValueError: it is of another class, or pads images to one size.
     """
+
+    CLASSES = 'DetDataPreprocessor', 'SegDataPreProcessor', 'ImgDataPreprocessor'
 
     def __init__(self, preprocessor: nn.Module):
         super().__init__()
+        kind = type(preprocessor)
+        if kind.__name__ not in self.CLASSES or kind.__module__.partition('.')[0] not in ('mmdet', 'mmseg', 'mmengine'):
+            raise ValueError(
+                f'--preprocess: data_preprocessor is {kind.__name__}, and {", ".join(self.CLASSES)} are exported: '
+                'leave --preprocess out'
+            )
         config = getattr(preprocessor, 'test_cfg', None) or {}
         if config.get('size') is not None:
-            raise ValueError(f'data_preprocessor.test_cfg.size {config["size"]} pads images to one size: leave it out')
+            raise ValueError(
+                f'--preprocess: data_preprocessor.test_cfg.size={config["size"]} pads images to one size: pass '
+                '--cfg-options model.data_preprocessor.test_cfg=None'
+            )
         self.divisor = config.get('size_divisor') or getattr(preprocessor, 'pad_size_divisor', 1)
         self.pad_value = getattr(preprocessor, 'pad_value', getattr(preprocessor, 'pad_val', 0))
         flips = getattr(preprocessor, 'channel_conversion', getattr(preprocessor, '_channel_conversion', False))
-        self.channels = slice(None, None, -1) if flips else slice(None)
+        self.flips_channels = bool(flips)
         for name in ('mean', 'std'):
             value = getattr(preprocessor, name, None)
             neutral = torch.full((1, 1, 1), float(name == 'std'))
@@ -41,7 +53,7 @@ class Preprocess(nn.Module):
         """An image (B, H, W, 3) of integers, BGR as OpenCV loads it, as the model takes it: (B, 3, H', W')."""
         height, width = image.shape[1:3]
         image = image.permute(0, 3, 1, 2).float()
-        image = image.flip(1) if self.channels.step else image
+        image = image.flip(1) if self.flips_channels else image
         image = (image - self.mean) / self.std
         if self.divisor == 1:
             return image
@@ -72,6 +84,17 @@ class Exported(nn.Module):
         """The outputs of a normalised image (B, 3, H, W), without padding as large as this."""
         raise NotImplementedError
 
+    def names(self, count: int) -> list[str]:
+        """Of that many outputs."""
+        raise NotImplementedError
+
+    def predict(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, computed by the host where that is another way."""
+        return self(image)
+
+    def spread_scores(self) -> None:
+        """For a trial without a checkpoint: where rounding would choose among equal scores, make them differ."""
+
     def translations(self) -> dict:
         """How the exporter writes operators that PyTorch does not have."""
         return {}
@@ -82,7 +105,7 @@ class Exported(nn.Module):
 
     def expected(self, image: Tensor) -> tuple[Tensor, ...]:
         """What to compare with."""
-        return self(image)
+        return self.predict(image)
 
     def difference(self, outs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         """The largest difference of outputs from the expected ones; infinite if they can't be compared."""
@@ -103,8 +126,7 @@ class Pyramid(Exported):
         maps = self.model.backbone(image)
         return tuple(self.model.neck(maps)) if self.has_neck else maps
 
-    def names(self, count: int) -> list[str]:
-        """Of the maps, by stride for those of a backbone."""
+    def names(self, count: int) -> list[str]:  # by stride for maps of a backbone
         if self.has_neck:
             return [f'level{i}' for i in range(count)]
         backbone = self.model.backbone
@@ -115,12 +137,19 @@ class Segmentor(Exported):
     """The label of each pixel, (B, H, W), or the scores of all classes, (B, classes, H, W).
 
     Raises:
-        ValueError: the segmentor slides a crop over the image, which is many runs of a graph.
+        ValueError: the segmentor is of another kind, or slides a crop over the image, which is many runs of a graph.
     """
 
     def __init__(self, model: nn.Module, preprocess: bool, output: str):
+        from mmseg.models import CascadeEncoderDecoder, EncoderDecoder
+        from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
         super().__init__(model, preprocess)
         self.output = output
+        check_class('model', model, EncoderDecoder, CascadeEncoderDecoder)
+        head = model.decode_head[-1] if type(model) is CascadeEncoderDecoder else model.decode_head
+        if not isinstance(head, BaseDecodeHead):  # such as MaskFormer's, which gives no map of each class
+            raise ValueError(f'--part model: decode_head {type(head).__name__} is not exported: export --part backbone')
         if model.test_cfg.get('mode', 'whole') != 'whole':
             raise ValueError(
                 f'--part model: test_cfg.mode={model.test_cfg.mode} runs the model on crops of an image: pass '
@@ -133,7 +162,7 @@ class Segmentor(Exported):
     def scores(self, image: Tensor, height: int, width: int) -> Tensor:
         """Probabilities (B, classes, height, width); of the one class against none if there is only one."""
         size = tuple(image.shape[2:])
-        first = dict(img_shape=size, ori_shape=size, pad_shape=size)  # heads look at no other
+        first = dict(img_shape=size, ori_shape=size, pad_shape=size)  # a `BaseDecodeHead` looks at no other
         logits = self.model.encode_decode(image, [first])[..., :height, :width]
         return logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
 
@@ -171,6 +200,8 @@ class Segmentor(Exported):
         worst = difference(out, scores)
         if self.output == 'scores' or not math.isfinite(worst):
             return worst
+        if labels[0].shape != scores[:, 0].shape or not ((labels[0] >= 0) & (labels[0] < max(len(scores[0]), 2))).all():
+            return math.inf
         if scores.shape[1] == 1:  # above the threshold it is 1, else 0
             scores = torch.cat((2 * self.model.decode_head.threshold - scores, scores), 1)
         missed = scores.amax(1) - scores.gather(1, labels[0][:, None])[:, 0]
@@ -184,7 +215,21 @@ def difference(out: Tensor, value: Tensor) -> float:
     """The largest difference from what a map should be, over its largest value; infinite if the shapes differ."""
     if out.shape != value.shape:
         return math.inf
-    return ((out - value).abs().max() / value.abs().max()).nan_to_num(math.inf).item()
+    largest, apart = value.abs().max(), (out - value).abs().max()
+    return 0.0 if apart == 0 else (apart / largest).nan_to_num(math.inf).item()
+
+
+def check_class(place: str, part: nn.Module, *allowed: type) -> None:
+    """Check the class of a part; a subclass may compute something else.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if type(part) not in allowed:
+        raise ValueError(
+            f'--part model: {place} is {type(part).__name__}, and whole models are exported with '
+            f'{" or ".join(kind.__name__ for kind in allowed)}: export --part neck or backbone'
+        )
 
 
 class AnySizePool(nn.Module):
@@ -211,10 +256,20 @@ def mean_weights(length: int, count: int, like: Tensor) -> Tensor:
     return ((place >= start) & (place < end)).to(like.dtype) / (end - start)
 
 
-def replace_pools(model: nn.Module) -> None:
-    """Put `AnySizePool` in place of each `nn.AdaptiveAvgPool2d`."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.AdaptiveAvgPool2d:
-                size = child.output_size
-                setattr(module, name, AnySizePool((size, size) if isinstance(size, int) else tuple(size)))
+@contextmanager
+def any_size_pools(model: nn.Module) -> Iterator[None]:
+    """A context in which `AnySizePool` stands in the place of each `nn.AdaptiveAvgPool2d`."""
+    found = [
+        (module, name, child)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if type(child) is nn.AdaptiveAvgPool2d
+    ]
+    for module, name, child in found:
+        size = child.output_size
+        setattr(module, name, AnySizePool((size, size) if isinstance(size, int) else tuple(size)))
+    try:
+        yield
+    finally:
+        for module, name, child in found:
+            setattr(module, name, child)
