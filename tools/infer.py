@@ -42,6 +42,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +65,7 @@ from torch import nn
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
-from swinv2_mm.engine.tta import TTA_HELP, augment_test, count_views, is_panoptic
+from swinv2_mm.engine.tta import TTA_HELP, TTA_WARNING, augment_test, count_views, is_panoptic
 from swinv2_mm.messages import first_line
 from swinv2_mm.writing import check_folder, unwritten, whole
 
@@ -158,7 +159,8 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
     launch.drop_initial_weights(cfg)
     launch.check_backbone(cfg)
     if args.tta:
-        augment_test(cfg)
+        augment_test(cfg, args.cfg_options or ())
+        warnings.filterwarnings('ignore', TTA_WARNING)
     init_default_scope(cfg.default_scope)
     build_pipeline(cfg)
     meta = class_meta(cfg, read_checkpoint(args.checkpoint))

@@ -7,6 +7,7 @@ import errno
 import logging
 import pickle
 import sys
+import warnings
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -18,7 +19,7 @@ from swinv2_tools.startup import check_config, check_data_contents, errors_in_on
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.runner import runner_class
-from swinv2_mm.engine.tta import TTA_HELP, augment_test
+from swinv2_mm.engine.tta import TTA_HELP, TTA_WARNING, NoBoxesError, augment_test
 from swinv2_mm.writing import check_file, check_folder, unwritten, whole
 
 
@@ -71,7 +72,8 @@ def prepare(args):
         cfg.default_hooks.visualization.update(draw=True, interval=1)
     launch.init_distributed(cfg, args.launcher)
     if args.tta:
-        augment_test(cfg)
+        augment_test(cfg, args.cfg_options or ())
+        warnings.filterwarnings('ignore', TTA_WARNING)
     if args.out:
         check_file(Path(args.out), '--out')
     if args.show_dir:
@@ -150,7 +152,8 @@ def main():
     predictions = keep_predictions(runner) if args.out else []
     problems = write_pictures(runner, args.show_dir) if args.show_dir and is_main_process() else []
     try:
-        runner.test()
+        with errors_in_one_line(NoBoxesError):
+            runner.test()
     except OSError as error:  # of mmengine, which writes metrics to the work dir after it has shown them
         problems.append(full_disk(error, cfg.work_dir))
     if args.out and is_main_process():
