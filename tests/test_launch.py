@@ -560,6 +560,7 @@ def test_a_pure_python_config_trains_and_what_it_saves_is_used(load_tool, shapes
     assert load_tool('analyze_model').build(str(tmp_path / 'pure.py')).arch == start.arch
     tested = tmp_path / 'pure.py', tmp_path / 'run/iter_1.pth', '--data-root', shapes / 'ade'
     more = '--work-dir', tmp_path / 'tested', '--show-dir', tmp_path / 'pictures'
+    more = *more, '--cfg-options', f'experiment_name={tmp_path.name}'  # in one second, training has the same
     assert entries.run_tool(load_tool, 'test', *tested, *more) == 0
     photos = {path.stem for path in (shapes / 'ade/images/training').iterdir()}
     assert {path.stem for path in (tmp_path / 'pictures').glob('*.png')} == photos
