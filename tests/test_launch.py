@@ -137,11 +137,12 @@ def test_scaling_the_learning_rate_is_turned_on_by_the_flag(load_tool, shapes):
     ('options', 'message'),
     [
         (['auto_scale_lr.base_batch_size=0'], 'auto_scale_lr.base_batch_size is 0: must be a whole number of at least'),
+        (['auto_scale_lr=True'], 'auto_scale_lr is True: must be a dict, as dict(enable='),
         (['auto_scale_lr=None'], 'auto_scale_lr of the config has no base_batch_size: name the batch size that its'),
         (['train_dataloader.batch_size=None'], 'train_dataloader has no batch_size for auto_scale_lr: set optim_wrapp'),
         (
             ['optim_wrapper.accumulative_counts=3', 'train_dataloader.batch_size=2'],
-            'auto_scale_lr does not count that optim_wrapper.accumulative_counts is 3: leave it out, and set '
+            'auto_scale_lr ignores optim_wrapper.accumulative_counts=3: drop --auto-scale-lr and set '
             'optim_wrapper.optimizer.lr to 0.001 x 2 x 3 x processes / 4',
         ),
     ],
@@ -557,6 +558,19 @@ def test_a_pure_python_config_trains_and_what_it_saves_is_used(load_tool, shapes
     assert entries.run_tool(load_tool, 'infer', *inference) == 0
     assert [path.name for path in (out / 'labels').iterdir()] == [f'{image.stem}.png']
     assert load_tool('analyze_model').build(str(tmp_path / 'pure.py')).arch == start.arch
+    tested = tmp_path / 'pure.py', tmp_path / 'run/iter_1.pth', '--data-root', shapes / 'ade'
+    more = '--work-dir', tmp_path / 'tested', '--show-dir', tmp_path / 'pictures'
+    more = *more, '--cfg-options', f'experiment_name={tmp_path.name}'  # in one second, training has the same
+    assert entries.run_tool(load_tool, 'test', *tested, *more) == 0
+    photos = {path.stem for path in (shapes / 'ade/images/training').iterdir()}
+    assert {path.stem for path in (tmp_path / 'pictures').glob('*.png')} == photos
+    for name, wrong in (('mmseg', 'EncoderDecodr'), ('no_such_host', 'EncoderDecoder')):
+        (tmp_path / 'typo.py').write_text(
+            f'from {name}.models import {wrong}\nfrom mmengine.config import read_base\n\nwith read_base():\n'
+            f'    from .pure import *\n\nmodel.update(type={wrong})\n'
+        )
+        with pytest.raises(ValueError, match=rf'^config {tmp_path}/typo.py cannot be read: .*{name}.*(?!\n)'):
+            launch.load_config(tmp_path / 'typo.py')
 
 
 def test_a_runner_may_be_named_by_its_class():
@@ -600,6 +614,14 @@ def test_what_needs_validation_does_not_go_without(fails, shapes, tmp_path, line
     line = fails('train', config, '--data-root', shapes, '--no-validate', '--work-dir', tmp_path / 'run')
     assert line == f'error: {message}, which needs validation: leave --no-validate out'
     assert not (tmp_path / 'run').exists()
+
+
+def test_only_the_hook_that_chooses_checkpoints_changes_without_validation():
+    own = dict(type='OwnHook', rule='mine')
+    saving = dict(type='CheckpointHook', save_best='mIoU', rule='greater')
+    cfg = Config(dict(default_hooks=dict(checkpoint=saving), custom_hooks=[own]))
+    launch.drop_validation(cfg)
+    assert (cfg.custom_hooks, cfg.default_hooks.checkpoint) == ([own], dict(type='CheckpointHook'))
 
 
 def test_mixed_precision_needs_something_to_train():

@@ -124,6 +124,13 @@ def test_ground_truth_stands_beside_the_prediction(draw, kind):
         assert ours < theirs  # which have scores
 
 
+def test_texts_take_their_colours_by_position(overlays):
+    visualizer = overlays.draw_to_scale(Visualizer())
+    visualizer.set_image(np.zeros((200, 200, 3), np.uint8))
+    visualizer.draw_texts('x', np.array([50, 50]), 12, 'red')
+    assert [text.get_color() for text in visualizer.ax_save.texts] == ['red']
+
+
 def test_a_label_stands_where_its_region_is_widest(overlays):
     labels = np.full((45, 60), 7)
     labels[5:25, 10:30] = 1  # a square, and its thin tail

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,6 +18,9 @@ import pytest
 import test_infer
 import torch
 from entries import IN_PROCESS, run_tool
+from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 
 from swinv2_mm.checkpoints.loading import read_checkpoint
@@ -175,6 +179,32 @@ def test_a_disk_that_fills_up_costs_a_line_and_no_metrics(evaluate, monkeypatch,
     assert {path.name for path in tmp_path.rglob('*') if path.is_file() and 'run' not in path.parts} == files
 
 
+class Listed(list):
+    def get_data_info(self, i):
+        return dict(img_path=self[i])
+
+
+@pytest.mark.parametrize(
+    ('kind', 'scope', 'names'),
+    [
+        (Listed, 'mmdet', {'a/scan.png', 'b/scan.png', 'b/photo.JPG'}),
+        (list, 'mmdet', {'scan.png', 'photo.JPG'}),  # a data set that does not list its images
+        (list, 'mmseg', {'scan.png', 'photo.png'}),
+    ],
+)
+def test_pictures_are_named_as_images_in_formats_that_opencv_writes(load_tool, tmp_path, kind, scope, names):
+    paths = kind(['a/scan.pgm', 'b/scan', 'b/photo.JPG'])
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=paths))
+    runner = SimpleNamespace(visualizer=DetLocalVisualizer(), cfg=Config(dict(default_scope=scope)), test_loop=loop)
+    assert load_tool('test').write_pictures(runner, tmp_path) == []
+    for path in paths:
+        sample = DetDataSample(metainfo=dict(img_path=path))
+        runner.visualizer.add_datasample('x', np.zeros((32, 32, 3), np.uint8), sample, draw_gt=False)
+    written = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob('*') if path.is_file()}
+    assert written.keys() == names
+    assert all(cv2.imread(str(path)).shape == (32, 32, 3) for path in written.values())
+
+
 def test_curves_are_those_of_the_log(trained, load_tool, tmp_path, capsys):
     plot_curves = load_tool('plot_curves')
     scalars = plot_curves.read_scalars(trained)
@@ -288,6 +318,27 @@ def test_a_run_of_one_point_shows_it(drawn):
     assert metrics.get_xlabel() == 'iteration' and list(metrics.get_xticks()) == list(losses.get_xticks()) == [50]
     all_sizes, small = (line.get_ydata()[0] for line in metrics.lines)
     assert all_sizes == pytest.approx(20) and np.isnan(small)  # there are no small objects
+
+
+def test_losses_of_validations_are_metrics_and_what_is_no_record_is_skipped(drawn, capsys):
+    records = [dict(loss=1.0, loss_cls=1.0, epoch=i, step=10 * i) for i in (1, 2, 3)]
+    records[1:1] = [[1], 'text', dict(loss=9.0), dict(mIoU=30.0, val_loss=0.5, step=1)]
+    losses, *panels = drawn(records)
+    assert [line.get_label() for line in losses.lines] == ['loss', 'loss_cls']
+    assert [list(line.get_ydata()) for line in losses.lines] == [[1, 1, 1]] * 2
+    assert {axes.get_ylabel(): [line.get_label() for line in axes.lines] for axes in panels} == {
+        'percent': ['mIoU'],
+        'value': ['val_loss'],
+    }
+    assert capsys.readouterr().err.count('skipping a torn line') == 3
+
+
+@pytest.mark.parametrize(('steps', 'own'), [((1, 2, 16000), False), ((4000, 8000, 16000), True)])
+def test_ticks_are_the_steps_unless_these_lie_close(drawn, steps, own):
+    [losses] = drawn([dict(loss=1.0, epoch=1, step=step) for step in steps])
+    ticks = list(losses.get_xticks())
+    assert (ticks == list(steps)) == own
+    assert own or min(np.diff(ticks)) >= 1000
 
 
 def test_a_killed_run_resumes_from_its_last_whole_checkpoint(shapes, tmp_path):

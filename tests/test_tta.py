@@ -1,11 +1,13 @@
 """Test-time augmentation against doing it by hand: a plain model on each scaled or flipped image, undone and merged."""
 
+import copy
 import json
 import pickle
 import socket
 import uuid
 
 import cv2
+import mmcv
 import mmdet.models
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from test_infer import DEMO, DET, SEG, SHAPES_META, make_model
 
 from swinv2_mm import InstanceTTAModel
 from swinv2_mm.engine import launch
-from swinv2_mm.engine.tta import augment_test, count_views
+from swinv2_mm.engine.tta import augment_test, check_views, count_views
 
 HEIGHT, WIDTH = 160, 240  # of the images
 SIZES = (60, 90), (120, 80)  # width and height of the views; the second is distorted less
@@ -92,7 +94,7 @@ def segmentor(randomize, tmp_path_factory):
     return make_model(SEG + SEG_VIEWS, {}, randomize, tmp_path_factory.mktemp('segmentor'))
 
 
-def test_tool(load_tool, monkeypatch, model, scenes, tmp_path, *args):
+def predictions_of(load_tool, monkeypatch, model, scenes, tmp_path, *args):
     """The predictions of tools/test.py by file name, as plain values."""
     flags = '--data-root', scenes, '--work-dir', tmp_path / 'run', '--out', tmp_path / 'predictions.pkl', *args
     monkeypatch.setattr(Config, 'pretty_text', 'unformatted')  # for the log; yapf takes long
@@ -100,9 +102,6 @@ def test_tool(load_tool, monkeypatch, model, scenes, tmp_path, *args):
     assert run_tool(load_tool, 'test', *model, *flags, '--cfg-options', *options) == 0
     samples = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())
     return {sample['img_path'].rsplit('/', 1)[-1]: sample for sample in samples}
-
-
-test_tool.__test__ = False
 
 
 def plain_model(model, window_size=None):
@@ -165,7 +164,7 @@ def merged_by_hand(model, path):
 @pytest.mark.usefixtures('no_traces')
 def test_instances_are_those_that_a_plain_model_finds_in_each_view(load_tool, detector, scenes, tmp_path, monkeypatch):
     window = '--window-size', 4, '--show-dir', tmp_path / 'pictures'
-    tested = test_tool(load_tool, monkeypatch, detector, scenes, tmp_path, '--tta', *window)
+    tested = predictions_of(load_tool, monkeypatch, detector, scenes, tmp_path, '--tta', *window)
     assert sorted(path.name for path in (tmp_path / 'pictures').iterdir()) == ['1.jpg', '2.jpg']
     flags = '--tta', '--score-thr', 0, '--batch-size', 2, '--cfg-options', 'model.backbone.window_size=4'
     flags = *flags, 'visualizer.name=infer'  # that of the test writes into its own folder
@@ -192,7 +191,7 @@ def test_labels_have_the_highest_mean_probability_in_the_views(load_tool, segmen
     for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=port).items():
         monkeypatch.setenv(name, str(value))
     try:
-        tested = test_tool(load_tool, monkeypatch, segmentor, scenes, tmp_path, '--tta', '--launcher', 'pytorch')
+        tested = predictions_of(load_tool, monkeypatch, segmentor, scenes, tmp_path, '--tta', '--launcher', 'pytorch')
     finally:
         torch.distributed.destroy_process_group()
     photos = scenes / 'images/validation'
@@ -301,6 +300,18 @@ def test_an_instance_keeps_the_mask_of_the_view_that_it_was_found_in_best():
     assert found.masks[:, 0, 0].tolist() == [3, 4, 2]
 
 
+def test_views_need_no_flip_and_masks_need_boxes():
+    views = [view([[0, 0, 2, 2]], [score], [0], masks=torch.full((1, 4, 6), i)) for i, score in enumerate((0.5, 0.6))]
+    for sample in views:  # of a pipeline without a step that flips
+        sample.set_metainfo(dict(flip=None))
+        del sample.flip, sample.flip_direction
+    assert merge(*views).masks.unique().tolist() == [1]
+    masks = torch.ones(2, 4, 6, dtype=torch.bool)
+    for flip in (None, 'horizontal'):
+        with pytest.raises(ValueError, match=r'^--tta merges instances by their boxes, and Found gives masks alone'):
+            merge(view([[0] * 4] * 2, [0.5, 0.4], [0, 1], flip, masks=masks))
+
+
 def test_nothing_found_in_any_view_is_nothing():
     empty = [view([], [], [], flip, masks=torch.zeros(0, 4, 6, dtype=torch.bool)) for flip in (None, 'horizontal')]
     found = merge(*empty)
@@ -362,9 +373,12 @@ def test_every_data_set_gives_the_views(detector):
     inner = cfg.test_dataloader.dataset
     repeated = dict(type='RepeatDataset', times=2, dataset=inner)
     cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner, repeated])
-    cfg.tta_model.type = 'DetTTAModel'  # fails on masks
-    augment_test(cfg)
-    assert cfg.model.type == 'InstanceTTAModel'
+    for kind in ('mmdet.DetTTAModel', mmdet.models.DetTTAModel, 'DetTTAModel', None):  # it fails on masks
+        augmented = copy.deepcopy(cfg)
+        augmented.tta_model.pop('type') if kind is None else augmented.tta_model.update(type=kind)
+        augment_test(augmented)
+        assert augmented.model.type == 'InstanceTTAModel'
+    cfg = augmented
     first, second = cfg.test_dataloader.dataset.datasets
     assert first.pipeline == second.dataset.pipeline == cfg.tta_pipeline
     assert count_views(first.pipeline) == 6
@@ -394,6 +408,45 @@ def test_what_can_not_be_augmented_is_one_line(load_tool, detector, scenes, tmp_
         'error: meta_keys of PackDetInputs in tta_pipeline lack flip and flip_direction, without which no view is '
         'flipped back: add both\n'
     )
+    line = fails(detector[0], 'test_dataloader.dataset.pipeline.1.scale=(60,60)')
+    assert line == (
+        'error: --cfg-options test_dataloader.dataset.pipeline.1.scale has no effect with --tta, which takes the '
+        'views of tta_pipeline: set tta_pipeline in its place\n'
+    )
     cfg = Config(dict(model=dict(panoptic_fusion_head=dict(), test_cfg=None), default_scope='mmdet'))
     with pytest.raises(ValueError, match=r'^--tta merges .* is panoptic'):
         augment_test(cfg)
+
+
+@pytest.mark.parametrize(
+    ('lines', 'message'),
+    [
+        (dict(tta_model=dict(tta_cfg=dict(max_per_img=9))), 'tta_cfg of tta_model has no nms: add it'),
+        (dict(tta_model=dict(type='DetTTAModel', tta_cfg=dict(nms={}))), 'tta_cfg of tta_model has no max_per_img'),
+        (dict(tta_pipeline=[dict(type='TestTimeAug')]), 'transforms of TestTimeAug in tta_pipeline must be a list'),
+        (
+            dict(tta_pipeline=[dict(type='TestTimeAug', transforms=[dict(type='Resize'), dict(type='PackDetInputs')])]),
+            'transforms of TestTimeAug in tta_pipeline must be a list of lists: for each step, what views choose',
+        ),
+        (dict(plain=[]), 'the test pipeline has 0 steps: --tta needs one that loads and packs an image'),
+        (
+            dict(plain=[dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=[])]),
+            'the test pipeline ends with TestTimeAug: for --tta, name it tta_pipeline in the config',
+        ),
+    ],
+)
+def test_what_gives_no_views_is_one_line(lines, message):
+    plain = [dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]
+    loader = dict(dataset=dict(pipeline=lines.pop('plain', plain)))
+    cfg = Config(dict(model=dict(type='X'), default_scope='mmdet', test_dataloader=loader, **lines))
+    with pytest.raises(ValueError, match=f'^{message}'):
+        augment_test(cfg)
+
+
+def test_only_views_that_are_flipped_must_say_so():
+    pack = dict(type='PackDetInputs', meta_keys=('ori_shape',))
+    views = dict(type='TestTimeAug', transforms=[[dict(type='Resize', scale=size) for size in SIZES], [pack]])
+    check_views([views])
+    views['transforms'].insert(1, [dict(type=mmcv.transforms.RandomFlip, prob=1.0)])
+    with pytest.raises(ValueError, match=r'^meta_keys of PackDetInputs in tta_pipeline lack flip and flip_direction'):
+        check_views([views])

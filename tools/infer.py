@@ -14,9 +14,9 @@ DIR gets overlays/, the images with the predictions drawn in, and
 Images may have any channels and depth that the config's test pipeline loads, for example with color_type='unchanged' or
 imdecode_backend='tifffile'. Overlays show the first three channels as blue, green and red (red, green and blue if
 tifffile or GDAL loads them), or the first of one or two channels in grey. Integers from 0 to 255 are shown as they are.
-Other values are scaled: the darkest hundredth of an image is black, the brightest white. Labels
-and lines are drawn in proportion to the image. Images smaller than 160 x 160 pixels get no labels, which would cover
-what they name.
+Other values are scaled: the darkest hundredth of an image is black, the brightest white. Labels and lines are drawn in
+proportion to the image, but never too small to read. Images smaller than 160 x 160 pixels get no labels, which would
+cover what they name.
 
 Ids are taken from the config's test annotations if that file exists and lists the classes, or all of the images.
 Otherwise the 80 classes of COCO have their official ids, and other classes count from 1. Image ids are the numbers in
@@ -42,6 +42,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -55,8 +56,8 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from swinv2_tools.coco_results import coco_results, list_categories, list_image_ids, read_annotations
-from swinv2_tools.image_files import EXTENSIONS, find_images, output_stems
-from swinv2_tools.overlays import draw_to_scale
+from swinv2_tools.image_files import EXTENSIONS, find_images, output_stems, picture_extension
+from swinv2_tools.overlays import HOSTS, draw_to_scale
 from swinv2_tools.pictures import check_pixels, check_whole, to_picture
 from swinv2_tools.progress import track
 from torch import nn
@@ -64,7 +65,7 @@ from torch import nn
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.checks.options import ConfigOptions
 from swinv2_mm.engine import launch
-from swinv2_mm.engine.tta import TTA_HELP, augment_test, count_views, is_panoptic
+from swinv2_mm.engine.tta import TTA_HELP, TTA_WARNING, augment_test, count_views, is_panoptic
 from swinv2_mm.messages import first_line
 from swinv2_mm.writing import check_folder, unwritten, whole
 
@@ -158,7 +159,8 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
     launch.drop_initial_weights(cfg)
     launch.check_backbone(cfg)
     if args.tta:
-        augment_test(cfg)
+        augment_test(cfg, args.cfg_options or ())
+        warnings.filterwarnings('ignore', TTA_WARNING)
     init_default_scope(cfg.default_scope)
     build_pipeline(cfg)
     meta = class_meta(cfg, read_checkpoint(args.checkpoint))
@@ -168,14 +170,14 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, Path], dict]:
 
 
 def pixels_that_fit(cfg: Config, classes: int, device: str) -> int:
-    """Limit the pixels of an image: a segmentor holds a score for each pixel, class and view, at the size of it."""
+    """Limit the pixels of an image: a segmentor holds scores of each pixel and class, for all views at once."""
     if cfg.default_scope == 'mmdet':
         return MAX_PIXELS
     if torch.device(device).type == 'cuda':
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    scores = 3 + count_views(test_dataset(cfg).pipeline)  # of each pixel and class: those of a view are in use thrice
+    scores = 3 + count_views(test_dataset(cfg).pipeline)  # of a pixel and class: those of each view, and three copies
     return min(MAX_PIXELS, memory // scores // (4 * classes))
 
 
@@ -340,8 +342,7 @@ def write_results(out: Path, done: list[tuple[dict, list[dict]]], categories: li
 
 def build_visualizer(cfg: Config, meta: dict) -> Visualizer:
     """The visualizer of a config or else of the host, which draws classes in the colors of ``meta``."""
-    kind = 'DetLocalVisualizer' if cfg.default_scope == 'mmdet' else 'SegLocalVisualizer'
-    own = cfg.get('visualizer') or dict(type=kind)
+    own = cfg.get('visualizer') or dict(type=HOSTS[cfg.default_scope][0])
     visualizer = VISUALIZERS.build({'name': 'visualizer', **own, 'vis_backends': None})  # mmengine keeps it by its name
     visualizer.dataset_meta = meta
     return draw_to_scale(visualizer)
@@ -384,8 +385,7 @@ class Results:
 
     def _draw(self, name, picture, sample):
         threshold = {'pred_score_thr': -1} if self.is_detector else {}  # draw all that is left
-        extension = Path(name).suffix if name.lower().endswith(('.jpg', '.jpeg')) else '.png'
-        with whole(self.out / OVERLAYS / f'{self.stems[name]}{extension}') as partial:
+        with whole(self.out / OVERLAYS / f'{self.stems[name]}{picture_extension(name)}') as partial:
             # as NumPy arrays: mmseg takes a tensor of 1 x 1 labels for an index
             self.visualizer.add_datasample(
                 name, picture, sample.numpy(), draw_gt=False, out_file=str(partial), **threshold

@@ -7,18 +7,19 @@ import errno
 import logging
 import pickle
 import sys
+import warnings
 from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
-from swinv2_tools.image_files import output_stems, relative_names
-from swinv2_tools.overlays import draw_to_scale
+from swinv2_tools.image_files import output_stems, picture_extension, relative_names
+from swinv2_tools.overlays import HOSTS, draw_to_scale
 from swinv2_tools.startup import check_config, check_data_contents, errors_in_one_line, read_config
 
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.runner import runner_class
-from swinv2_mm.engine.tta import TTA_HELP, augment_test
+from swinv2_mm.engine.tta import TTA_HELP, TTA_WARNING, NoBoxesError, augment_test
 from swinv2_mm.writing import check_file, check_folder, unwritten, whole
 
 
@@ -44,7 +45,8 @@ def parse_args(argv=None):
         '--show-dir',
         metavar='DIR',
         help='write pictures of the ground truth, on the left, beside the predictions, named as the images and in the '
-        'same sub-folders; images smaller than 160 x 160 pixels get no labels, which would cover them',
+        'same sub-folders; images smaller than 160 x 160 pixels get no labels, which would cover them; with several '
+        'processes, only the images that the first one tests',
     )
     launch.add_arguments(parser)
     return parser.parse_args(argv)
@@ -68,16 +70,27 @@ def prepare(args):
     if args.out:
         dump_predictions(cfg, args.out)
     if args.show_dir:
-        cfg.default_hooks.visualization.update(draw=True, interval=1)
+        draw_every_image(cfg)
     launch.init_distributed(cfg, args.launcher)
     if args.tta:
-        augment_test(cfg)
+        augment_test(cfg, args.cfg_options or ())
+        warnings.filterwarnings('ignore', TTA_WARNING)
     if args.out:
         check_file(Path(args.out), '--out')
     if args.show_dir:
         check_folder(Path(args.show_dir), '--show-dir')
     check_folder(Path(cfg.work_dir), '--work-dir')
     return cfg
+
+
+def draw_every_image(cfg):
+    """Turn on the hook that draws, or add that of the host, and its visualizer where the config has none."""
+    visualizer, hook = HOSTS[cfg.default_scope]
+    hooks = cfg.get('default_hooks') or {}
+    own = hooks.get('visualization') or dict(type=hook)
+    cfg.default_hooks = dict(hooks, visualization=dict(own, draw=True, interval=1))
+    if not cfg.get('visualizer'):
+        cfg.visualizer = dict(type=visualizer, vis_backends=[dict(type='LocalVisBackend')])
 
 
 def dump_predictions(cfg, path):
@@ -103,23 +116,26 @@ def keep_predictions(runner):
 def write_pictures(runner, folder):
     """Make the host's visualization hook write its pictures to a folder, until one can't be written.
 
-    Pictures are named as the images, and lie in the same folders below that of all images.
+    Pictures are named as the images, and lie in the same folders below that of all images. Where the data set does not
+    list its images, they all lie in one folder.
 
     Returns:
         list: receives the problem, as text.
     """
     problems, draw = [], draw_to_scale(runner.visualizer).add_datasample
-    suffix = '.png' if runner.cfg.default_scope == 'mmseg' else None  # else that of the image
     dataset = runner.test_loop.dataloader.dataset
-    names = relative_names(dataset.get_data_info(i)['img_path'] for i in range(len(dataset)))
+    listed = range(len(dataset)) if hasattr(dataset, 'get_data_info') else ()
+    names = relative_names(dataset.get_data_info(i)['img_path'] for i in listed)
     stems = output_stems(names.values())
 
     def add_datasample(name, image, data_sample, **kwargs):
         path = data_sample.img_path
         if problems:
             return
+        stem = stems[names[path]] if names else Path(path).stem
+        extension = '.png' if runner.cfg.default_scope == 'mmseg' else picture_extension(path)
         try:
-            with whole(Path(folder, stems[names[path]] + (suffix or Path(path).suffix))) as partial:
+            with whole(Path(folder, stem + extension)) as partial:
                 draw(name, image, data_sample, **{**kwargs, 'out_file': str(partial)})
         except OSError as error:
             problems.append(unwritten(error))
@@ -150,7 +166,8 @@ def main():
     predictions = keep_predictions(runner) if args.out else []
     problems = write_pictures(runner, args.show_dir) if args.show_dir and is_main_process() else []
     try:
-        runner.test()
+        with errors_in_one_line(NoBoxesError):
+            runner.test()
     except OSError as error:  # of mmengine, which writes metrics to the work dir after it has shown them
         problems.append(full_disk(error, cfg.work_dir))
     if args.out and is_main_process():

@@ -63,8 +63,9 @@ def prepare(args):
         launch.set_amp(cfg, args.amp)
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=args.seed)
-    if args.auto_scale_lr:
-        cfg.auto_scale_lr = dict(cfg.get('auto_scale_lr') or {}, enable=True)
+    scaling = cfg.get('auto_scale_lr') or {}
+    if args.auto_scale_lr and isinstance(scaling, dict):  # else `check_config` says that it must be one
+        cfg.auto_scale_lr = dict(scaling, enable=True)
     if args.no_validate:
         launch.drop_validation(cfg)
     splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)

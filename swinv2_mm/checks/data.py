@@ -19,7 +19,7 @@ from .coco import Needs, check_annotations, check_same, read_json, select_images
 from .heads import check_heads, ignore_index
 from .images import first_missing, read_header, spread
 from .label_maps import check_headers, check_pairs, check_some_images, check_values
-from .registered import find
+from .registered import class_name, find
 
 READ = 1000  # images of a detection data set whose headers are read, evenly spread
 HOSTS = ('mmdet', 'mmseg')
@@ -132,8 +132,7 @@ def _has_backend(node):
 def _step(node, name):
     """The step of a pipeline with this name, whichever host it is from; {} if there is none."""
     for step in node.get('pipeline') or ():
-        kind = step.get('type') if isinstance(step, Mapping) else None
-        if str(getattr(kind, '__name__', kind)).split('.')[-1] == name:
+        if isinstance(step, Mapping) and class_name(step.get('type')) == name:
             return step
     return {}
 
@@ -213,7 +212,7 @@ def _metric_files(cfg, split):
     files = {}
     for metric in evaluators:
         path = metric.get('ann_file') if isinstance(metric, Mapping) else None
-        if not path or is_remote(metric) or str(metric.get('type')).split('.')[-1] != 'CocoMetric':
+        if not path or is_remote(metric) or class_name(metric.get('type')) != 'CocoMetric':
             continue
         if not os.path.isfile(path):
             raise ValueError(f'{path}, the ann_file of {split}_evaluator, does not exist: name that of the data set')

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from mmengine.dataset import BaseDataset
 from mmengine.registry import MODELS
 
-from .registered import find
+from .registered import class_name, find
 
 # Where detectors and segmentors have heads that classify by the classes of the data. Left out: proposals, which tell
 # objects from background, and semantic branches, whose classes are those of other data.
@@ -54,7 +54,7 @@ def check_heads(model: Mapping, dataset: BaseDataset, source: str) -> None:
     if classes is None or getattr(dataset, 'return_classes', False) or any(key in model for key in OPEN_VOCABULARY):
         return
     for name, head in heads(model):
-        if str(head.get('type')).split('.')[-1] in OTHER_CLASSES:
+        if class_name(head.get('type')) in OTHER_CLASSES:
             continue
         for keys, right in _right_counts(metainfo, by_kind=_count(head, 'num_classes') is None):
             counts = [_count(head, key) for key in keys]

@@ -80,6 +80,9 @@ def _check_schedulers(cfg):
 
 def _check_scaling(cfg):
     """Check that the learning rate can be scaled by the batch size, if the config asks for that."""
+    scaling = cfg.get('auto_scale_lr')
+    if scaling is not None and not isinstance(scaling, Mapping):
+        raise ValueError(f'auto_scale_lr is {scaling!r}: must be a dict, as dict(enable=True, base_batch_size=16)')
     _check_whole(cfg, 'auto_scale_lr', 'base_batch_size', 1)
     if not _value(cfg, 'auto_scale_lr', 'enable'):
         return
@@ -95,7 +98,7 @@ def _check_scaling(cfg):
     if passes > 1:
         lr = _value(cfg, 'optim_wrapper.optimizer', 'lr')
         raise ValueError(
-            f'auto_scale_lr does not count that optim_wrapper.accumulative_counts is {passes}: leave it out, and set '
+            f'auto_scale_lr ignores optim_wrapper.accumulative_counts={passes}: drop --auto-scale-lr and set '
             f'optim_wrapper.optimizer.lr to {lr} x {batch} x {passes} x processes / {base}'
         )
 

@@ -77,9 +77,9 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     _allow_onedl_recipes()
     try:
         cfg = Config.fromfile(path)
+        scope = cfg.get('default_scope') or _host_of(cfg.get('model'))  # imports the class of a pure-Python config
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise ValueError(f'config {path} cannot be read: {first_line(error)}') from error
-    scope = cfg.get('default_scope') or _host_of(cfg.get('model'))
     if scope not in HOSTS or 'model' not in cfg:
         cure = 'inherit a recipe of mmdet:: or mmseg::'
         if scope not in (None, *HOSTS):
@@ -193,8 +193,9 @@ def drop_validation(cfg: Config) -> None:
         if kind.startswith(('EarlyStopping', 'ReduceOnPlateau')):
             raise ValueError(f'{place} of the config is {kind}, which needs validation: leave --no-validate out')
     for hook in hooks.values():
-        for key in ('save_best', 'rule'):
-            hook.pop(key, None)
+        if 'save_best' in hook:
+            del hook['save_best']
+            hook.pop('rule', None)
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
         cfg[key] = None
 
@@ -322,7 +323,7 @@ def init_distributed(cfg: Config, launcher: str) -> None:
     if variable not in os.environ:
         raise ValueError(f'--launcher {launcher} needs the environment that {command} sets: run the tool through it')
     if is_cuda_available():
-        init_dist(launcher, **cfg.env_cfg.get('dist_cfg', {}))
+        init_dist(launcher, **(cfg.get('env_cfg') or {}).get('dist_cfg', {}))
     elif launcher == 'pytorch':
         torch.distributed.init_process_group('gloo')
         cfg.model_wrapper_cfg = dict(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseTTAModel
 from mmengine.registry import MODELS
@@ -15,20 +15,26 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 
 from ..checks.data import innermost_datasets
+from ..checks.registered import class_name
 from ..messages import inform
 
 TTA_HELP = (
     'test-time augmentation: merge what is found in several views of each image, those of tta_pipeline in the config, '
     'or the image and its mirror image where the config has none'
 )
-MASK_AXES = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
+TTA_WARNING = 'The shape of value will convert from'  # of mmseg's SegTTAModel, once for every size of images
+MASK_AXES = {None: (), 'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
 DEFAULT_MODELS = {
     'mmdet': dict(type='InstanceTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
     'mmseg': dict(type='SegTTAModel'),
 }
 
 
-def augment_test(cfg: Config) -> None:
+class NoBoxesError(ValueError):
+    """Instances can't be merged, because they have no boxes."""
+
+
+def augment_test(cfg: Config, options: Iterable[str] = ()) -> None:
     """Make a config test each image in several views, with its ``tta_model`` and ``tta_pipeline`` as in the hosts.
 
     A config without ``tta_pipeline`` gets two views: the image as its test pipeline prepares it, and its mirror image.
@@ -37,9 +43,11 @@ def augment_test(cfg: Config) -> None:
 
     Args:
         cfg (Config): the config of a detector or segmentor.
+        options (Iterable[str]): the names that ``--cfg-options`` has set in it.
 
     Raises:
-        ValueError: the model is panoptic, or ``tta_pipeline`` does not give views.
+        ValueError: the model is panoptic, the pipeline does not give views, ``tta_model`` can't merge them, or one of
+            ``options`` has no effect.
     """
     if is_panoptic(cfg):
         raise ValueError(
@@ -47,21 +55,30 @@ def augment_test(cfg: Config) -> None:
             '--cfg-options model.test_cfg.panoptic_on=False model.test_cfg.instance_on=True, with CocoMetric alone in '
             'test_evaluator'
         )
+    for name in options:
+        if cfg.get('tta_pipeline') and name.startswith('test_dataloader.') and 'pipeline' in name.split('.'):
+            raise ValueError(
+                f'--cfg-options {name} has no effect with --tta, which takes the views of tta_pipeline: '
+                'set tta_pipeline in its place'
+            )
     views = 0
     for dataset in innermost_datasets(cfg, ('test',)):
-        dataset.pipeline = copy.deepcopy(cfg.get('tta_pipeline')) or mirrored(dataset.pipeline)
+        dataset.pipeline = copy.deepcopy(cfg.get('tta_pipeline')) or mirrored(dataset.get('pipeline') or ())
         check_views(dataset.pipeline)
         views = count_views(dataset.pipeline)
-    augmented = ConfigDict(cfg.get('tta_model') or DEFAULT_MODELS[cfg.default_scope])
-    if augmented.type == 'DetTTAModel':
+    default = DEFAULT_MODELS[cfg.default_scope]
+    augmented = ConfigDict({'type': default['type'], **(cfg.get('tta_model') or default)})
+    if class_name(augmented.type) == 'DetTTAModel':
         augmented.type = 'InstanceTTAModel'
+    if class_name(augmented.type) == 'InstanceTTAModel':
+        for key in ('nms', 'max_per_img'):
+            if key not in (augmented.get('tta_cfg') or ()):
+                raise ValueError(f'tta_cfg of tta_model has no {key}: add it, as in {default}')
     preprocessor = cfg.pop('data_preprocessor', None)
     if preprocessor:  # the wrapper would put it in the place of the model's own
         cfg.model.setdefault('data_preprocessor', preprocessor)
     cfg.model = ConfigDict(augmented, module=cfg.model)
-    # Of mmseg's SegTTAModel, once for every size of images.
-    warnings.filterwarnings('ignore', 'The shape of value will convert from')
-    inform(f'--tta: {augmented.type} merges what is found in {views} views of each image')
+    inform(f'--tta: {class_name(augmented.type)} merges what is found in {views} views of each image')
 
 
 def is_panoptic(cfg: Config) -> bool:
@@ -70,8 +87,16 @@ def is_panoptic(cfg: Config) -> bool:
 
 
 def mirrored(pipeline: Sequence[Mapping]) -> list[dict]:
-    """A test pipeline that gives two views: the image of another one, and that of the mirrored image."""
+    """A test pipeline that gives two views: the image of another one, and that of the mirrored image.
+
+    Raises:
+        ValueError: the other one does not load and pack an image, or gives several views itself.
+    """
     annotations = [step for step in pipeline if 'Annotation' in str(step['type'])]
+    if len(pipeline) - len(annotations) < 2:
+        raise ValueError(f'the test pipeline has {len(pipeline)} steps: --tta needs one that loads and packs an image')
+    if class_name(pipeline[-1]['type']) == 'TestTimeAug':
+        raise ValueError('the test pipeline ends with TestTimeAug: for --tta, name it tta_pipeline in the config')
     load, *steps, pack = [copy.deepcopy(step) for step in pipeline if step not in annotations]
     if 'meta_keys' in pack:
         pack['meta_keys'] = (*pack['meta_keys'], 'flip', 'flip_direction')
@@ -89,12 +114,21 @@ def check_views(pipeline: Sequence[Mapping]) -> None:
     """
     last = pipeline[-1]
     if 'TestTimeAug' not in str(last['type']):
-        raise ValueError(f'tta_pipeline ends with {last["type"]}: must end with TestTimeAug, which makes the views')
-    for pack in last['transforms'][-1]:
+        raise ValueError(
+            f'tta_pipeline ends with {class_name(last["type"])}: must end with TestTimeAug, which makes the views'
+        )
+    choices = last.get('transforms')
+    if not choices or not all(steps and isinstance(steps, (list, tuple)) for steps in choices):
+        raise ValueError(
+            'transforms of TestTimeAug in tta_pipeline must be a list of lists: for each step, what views choose from'
+        )
+    if not any('Flip' in class_name(step['type']) for steps in choices for step in steps):
+        return
+    for pack in choices[-1]:
         if not {'flip', 'flip_direction'} <= set(pack.get('meta_keys', ('flip', 'flip_direction'))):
             raise ValueError(
-                f'meta_keys of {pack["type"]} in tta_pipeline lack flip and flip_direction, without which no view is '
-                'flipped back: add both'
+                f'meta_keys of {class_name(pack["type"])} in tta_pipeline lack flip and flip_direction, without '
+                'which no view is flipped back: add both'
             )
 
 
@@ -133,10 +167,13 @@ class InstanceTTAModel(BaseTTAModel):
 
         Returns:
             list: for each image, its data sample with the merged instances.
+
+        Raises:
+            NoBoxesError: the detector gives masks without boxes.
         """
         for sample in chain.from_iterable(data['data_samples']):
             # The heads of mmdet's cascades would flip the masks of a sample that says that it is flipped.
-            flip = sample.flip_direction if sample.flip else None
+            flip = sample.get('flip_direction') if sample.get('flip') else None
             sample.set_metainfo(dict(flip_of_view=flip, flip=False, flip_direction=None))
         return super().test_step(data)
 
@@ -154,24 +191,50 @@ class InstanceTTAModel(BaseTTAModel):
     def _merge(self, samples):
         from mmcv.ops import batched_nms  # only detectors need mmcv's operators
 
-        found = InstanceData.cat([unflipped(sample) for sample in samples])
+        found = InstanceData.cat([without_masks(sample) for sample in samples])
+        has_masks = 'masks' in samples[0].pred_instances
+        if has_masks and len(found) and torch.equal(found.bboxes[:, :2], found.bboxes[:, 2:]):
+            name = type(self.module).__name__
+            raise NoBoxesError(f'--tta merges instances by their boxes, and {name} gives masks alone: leave it out')
+        kept = found.labels.new_zeros(0)
         if len(found):
             boxes, kept = batched_nms(found.bboxes, found.scores, found.labels, self.nms)
-            found = found[kept[: self.max_per_img]]
+            kept = kept[: self.max_per_img]
+            found = found[kept]
             found.scores = boxes[: self.max_per_img, 4]  # Soft-NMS lowers them
+        if has_masks:
+            found.masks = masks_of(samples, kept)
         samples[0].pred_instances = found
         return samples[0]
 
 
-def unflipped(sample: BaseDataElement) -> InstanceData:
-    """The instances found in a view, where they are in the original image."""
+def without_masks(sample: BaseDataElement) -> InstanceData:
+    """The instances found in a view, where they are in the original image, without their masks."""
     from mmdet.structures.bbox import bbox_flip
 
-    found = sample.pred_instances
-    if sample.flip_of_view is None:
-        return found
-    found = found.new()
-    found.bboxes = bbox_flip(found.bboxes, sample.ori_shape, sample.flip_of_view)  # (N, 4)
-    if 'masks' in found:
-        found.masks = found.masks.flip(MASK_AXES[sample.flip_of_view])  # (N, H, W)
+    found = sample.pred_instances.new()
+    found.pop('masks', None)
+    if sample.flip_of_view is not None:
+        found.bboxes = bbox_flip(found.bboxes, sample.ori_shape, sample.flip_of_view)  # (N, 4)
     return found
+
+
+def masks_of(samples: Sequence[BaseDataElement], kept: torch.Tensor) -> torch.Tensor:
+    """The masks of some instances, where they are in the original image.
+
+    Args:
+        samples (list): the data samples of the views of an image.
+        kept (Tensor): (N,), numbers of instances, counted over all views.
+
+    Returns:
+        Tensor: (N, H, W).
+    """
+    masks, start = None, 0
+    for sample in samples:
+        found = sample.pred_instances.masks  # (M, H, W)
+        if masks is None:
+            masks = found.new_empty(len(kept), *found.shape[1:])
+        here = (kept >= start) & (kept < start + len(found))
+        masks[here] = found[kept[here] - start].flip(MASK_AXES[sample.flip_of_view])
+        start += len(found)
+    return masks

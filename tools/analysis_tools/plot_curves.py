@@ -51,15 +51,19 @@ def read_records(work_dir: str | Path) -> list[dict[str, float]]:
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except json.JSONDecodeError:  # a killed run leaves its last line torn
+                record = None
+            if isinstance(record, dict) and 'step' in record:
+                records.append(record)
+            else:
                 print(f'skipping a torn line of {path}', file=sys.stderr)
     if not any('loss' in record for record in records):
         raise ValueError(f'{work_dir} holds no training log (*/vis_data/scalars.json): name the work dir of a run')
     return records
 
 
-def by_name(records: list[dict[str, float]]) -> dict[str, dict[int, float]]:
+def by_name(records: Iterable[dict[str, float]]) -> dict[str, dict[int, float]]:
     """Value by step, an iteration or an epoch, by name. The last value counts where a run repeats a step."""
     scalars = {}
     for record in records:
@@ -119,7 +123,12 @@ def draw_line(axes: Axes, values: dict[int, float], **style) -> None:
 
 
 def draw_losses(axes: Axes, scalars: dict[str, dict[int, float]]) -> None:
-    """Draw the loss in bold, and what it is the sum of: a colour for each kind, early layers and stages paler."""
+    """Draw the loss in bold, and what it is the sum of: a colour for each kind, early layers and stages paler.
+
+    Args:
+        axes (Axes): where to draw.
+        scalars (dict): what training logged, by name and step.
+    """
     kinds = group_losses(scalars)
     draw_line(axes, scalars['loss'], label='loss', color='black', linewidth=2.5, zorder=3)
     for (kind, names), style in zip(kinds.items(), styles(len(kinds))):
@@ -159,14 +168,14 @@ def plot(records: list[dict[str, float]], title: str, out: Path) -> None:
     panels = [panel for panel in (('percent', rates), ('value', others)) if panel[1]]
     columns = 1 + len(panels)
     figure, all_axes = plt.subplots(1, columns, figsize=(7 * columns, 4.5), layout='constrained', squeeze=False)
-    draw_losses(all_axes[0, 0], scalars)
+    draw_losses(all_axes[0, 0], by_name(record for record in records if 'loss' in record))
     for axes, (ylabel, metrics) in zip(all_axes[0, 1:], panels):
         draw_metrics(axes, metrics, unit_of_steps(scalars, metrics), ylabel)
     for axes in all_axes[0]:
         axes.grid(alpha=0.3)
-        steps = {step for line in axes.lines for step in line.get_xdata()}
-        few = len(steps) <= 6
-        axes.xaxis.set_major_locator(FixedLocator(sorted(steps)) if few else MaxNLocator(integer=True))
+        steps = sorted({step for line in axes.lines for step in line.get_xdata()})
+        apart = all(10 * (b - a) >= steps[-1] - steps[0] for a, b in zip(steps, steps[1:]))  # else ticks overlap
+        axes.xaxis.set_major_locator(FixedLocator(steps) if len(steps) <= 6 and apart else MaxNLocator(integer=True))
         axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize='small', frameon=False)
     figure.suptitle(title)
     with whole(out) as partial:

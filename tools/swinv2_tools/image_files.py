@@ -90,6 +90,12 @@ def output_stems(names: Iterable[str]) -> dict[str, str]:
     return {name: shorten(stem if counts[stem] == 1 else name) for name, stem in stems.items()}
 
 
+def picture_extension(name: str) -> str:
+    """The extension of a picture drawn of an image: that of a JPEG stays, all else becomes PNG."""
+    extension = os.path.splitext(name)[1]
+    return extension if extension.lower() in ('.jpg', '.jpeg') else '.png'
+
+
 def shorten(stem: str) -> str:
     """Cut the last part of a path if it is too long for a file system, and add a hash that keeps it unique."""
     folder, name = os.path.split(stem)

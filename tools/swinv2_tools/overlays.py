@@ -1,4 +1,4 @@
-"""Predictions drawn into images: labels and lines in proportion to the image, whatever visualizer of mmengine draws."""
+"""Predictions drawn into images, with labels and lines in proportion to the image, by any visualizer of mmengine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import numpy as np
 from matplotlib.text import Text
 from mmengine.visualization import Visualizer
 
+HOSTS = {  # what draws predictions in mmdet and mmseg: the visualizer, and the hook that calls it
+    'mmdet': ('DetLocalVisualizer', 'DetVisualizationHook'),
+    'mmseg': ('SegLocalVisualizer', 'SegVisualizationHook'),
+}
 SIDE, DPI = 550, 100  # pixels: at this dpi, the hosts' lines suit an image as large as a square of this side
 LINE = 29  # dpi that draws the hosts' lines one pixel wide
 TEXT = 1 / 40  # height of a line of text, in sides
@@ -26,7 +30,8 @@ CENTRED = {  # a label of a region, which looks as those of mmdet
 def draw_to_scale(visualizer: Visualizer) -> Visualizer:
     """Make a visualizer draw labels and lines in proportion to the image, and no labels into a tiny one.
 
-    The side of an image is that of a square as large as it. Labels that would leave the image are moved into it.
+    The side of an image is that of a square as large as it. Labels are never too small to read, and those that would
+    leave the image are moved into it.
 
     Args:
         visualizer (Visualizer): of mmdet, mmseg or the user. It is changed in place: mmengine knows it by name.
@@ -41,10 +46,10 @@ def draw_to_scale(visualizer: Visualizer) -> Visualizer:
         visualizer.dpi = visualizer.fig_save.dpi = dpi  # the image gives the figure its size in pixels
         set_image(image)
 
-    def draw_scaled_texts(texts, positions, font_sizes=None, **kwargs):
+    def draw_scaled_texts(texts, positions, font_sizes=None, *args, **kwargs):
         if side() >= SMALLEST:
             drawn = len(visualizer.ax_save.texts)
-            draw_texts(texts, positions, max(TEXT * side(), LEGIBLE) * 72 / visualizer.dpi, **kwargs)
+            draw_texts(texts, positions, max(TEXT * side(), LEGIBLE) * 72 / visualizer.dpi, *args, **kwargs)
             for text in visualizer.ax_save.texts[drawn:]:
                 move_inside(text, visualizer)
         return visualizer
