@@ -409,11 +409,16 @@ def test_a_detector_of_standard_operators_detects_what_the_host_does(tool, confi
 
 
 @pytest.mark.parametrize(('kind', 'dynamic'), [('retina', ('batch', 'size')), ('mask', ('batch',))])
-def test_a_file_of_a_whole_detector_detects_what_the_host_does(run, configs, trained, tmp_path, kind, dynamic):
+def test_a_file_of_a_whole_detector_detects_what_the_host_does(run, configs, trained, tmp_path, capsys, kind, dynamic):
     model, checkpoint = trained(getattr(configs, kind), STD)
     path = tmp_path / 'detector.onnx'
-    flags = ('--size', 64, 88, '--part', 'model', '--preprocess', '--dynamic', *dynamic)
+    flags = ('--size', 64, 88, '--part', 'model', '--preprocess', '--repeat', 1, '--dynamic', *dynamic)
     run(getattr(configs, kind), checkpoint, '--out', path, *flags)
+    said = capsys.readouterr().out
+    for runtime in ('onnxruntime', 'OpenVINO'):
+        assert re.search(rf'^{runtime} and PyTorch differ by \d', said, re.MULTILINE)
+        assert re.search(rf'^{runtime}: \d+\.\d+ s, \d+\.\d+ of PyTorch$', said, re.MULTILINE)
+    assert f'NonMaxSuppression {1 if kind == "retina" else 2},' in said
     assert_standard(path)
     for infer in runtimes(path):
         for shape in ((2, 64, 88), (1, 64, 88), *([(1, 90, 50)] if 'size' in dynamic else ())):

@@ -911,6 +911,11 @@ def test_a_pipeline_that_cannot_be_built_or_used_says_so(run, fails, infer, dete
     several = [[dict(type='Resize', scale=(96, 96))], [dict(type='PackDetInputs')]]
     cfg.test_dataloader.dataset.pipeline[1:] = [dict(type='TestTimeAug', transforms=several)]
     cfg.dump(tmp_path / 'config.py')
+    line = fails(tmp_path / 'config.py', detector[1], photos, *out)
+    assert line.endswith('config.py ends with TestTimeAug: name it tta_pipeline, and pass --tta')
+
+    cfg.test_dataloader.dataset.pipeline[1:] = [dict(type='Resize', scale=(96, 96)), dict(type='Resize', scale='wrong')]
+    cfg.dump(tmp_path / 'config.py')
     code, lines = run(tmp_path / 'config.py', detector[1], photos / 'a.png', photos / 'b.png', *out)
     assert code == 1
     assert [line.split(' the test pipeline fails on ')[0] for line in lines if line.startswith('skipped')] == [

@@ -64,6 +64,7 @@ from torch import nn
 
 from swinv2_mm.checkpoints.files import read_checkpoint
 from swinv2_mm.checks.options import ConfigOptions
+from swinv2_mm.checks.registered import class_name
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.tta import TTA_HELP, TTA_WARNING, augment_test, count_views, is_panoptic
 from swinv2_mm.messages import first_line
@@ -194,6 +195,8 @@ def check_supported(cfg: Config, path: str) -> None:
     pipeline = test_dataset(cfg).get('pipeline')
     if not pipeline or not re.search('LoadImage|LoadSingleRSImage', str(pipeline[0].get('type'))):
         raise ValueError(f'the test pipeline of {path} does not start with loading an image')
+    if class_name(pipeline[-1].type) == 'TestTimeAug':
+        raise ValueError(f'the test pipeline of {path} ends with TestTimeAug: name it tta_pipeline, and pass --tta')
     if is_panoptic(cfg):
         raise ValueError(
             f'the model of {path} is panoptic, which is not supported; for the instances of a MaskFormer or '
