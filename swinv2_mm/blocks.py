@@ -14,7 +14,7 @@ from .ops import fused_block
 from .ops.linear import apply_linear, apply_mlp
 from .position_bias import POSITION_BIASES, PositionBias
 from .shortcuts import PLAIN, cached, has_any_size, is_plain, is_symbolic, is_traced, is_transforming, side
-from .windows import Windows
+from .windows import PaddedWindows, Windows
 
 MAX_LOGIT_SCALE = 100.0
 zeros = cached(lambda shape, dtype, device: torch.zeros(shape, dtype=dtype, device=device))
@@ -140,12 +140,12 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, windows: Windows, table: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, windows: Windows | PaddedWindows, table: Tensor | None = None) -> Tensor:
         """Attend inside each window.
 
         Args:
             x (Tensor): (B, H, W, C) on the map, or (T, C) in window order.
-            windows (Windows): the windows that hold these tokens.
+            windows (Windows | PaddedWindows): the windows that hold these tokens.
             table (Tensor, optional): (heads, 2H-1, 2W-1), the output of ``position_bias`` for windows of at least this
                 size. If None, it is computed.
 
@@ -237,7 +237,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        windows: Windows,
+        windows: Windows | PaddedWindows,
         table: Tensor | None = None,
         scale1: Tensor | None = None,
         scale2: Tensor | None = None,
@@ -249,7 +249,7 @@ class Block(nn.Module):
 
         Args:
             x (Tensor): (B, H, W, C) on the map, or (T, C) in window order.
-            windows (Windows): the windows that hold these tokens.
+            windows (Windows | PaddedWindows): the windows that hold these tokens.
             table (Tensor, optional): the position bias, as in `WindowAttention`.
             scale1 (Tensor, optional), scale2 (Tensor, optional): scales of the branches, which broadcast over ``x``, as
                 stochastic depth draws them.

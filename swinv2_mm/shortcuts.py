@@ -1,6 +1,7 @@
-"""When a shortcut may be taken: reading weights instead of calling a layer, keeping results, using our own operators.
+"""Whether operators are recorded, and so which shortcuts may be taken and whether a size is open.
 
-Hooks, compilers, tracers, counters of operators and the transforms of torch.func must see what PyTorch itself would do.
+Shortcuts are reading weights instead of calling a layer, keeping results, and using our own operators. Hooks, compilers,
+tracers, counters of operators and the transforms of torch.func must see what PyTorch itself would do.
 """
 
 from __future__ import annotations

@@ -193,21 +193,28 @@ def pad_windows(height: int, width: int, window: int, shift: int, device=None) -
         window (int), shift (int), device (torch.device, optional): as in `partition`.
     """
     rows, columns = (_pad_axis(length, window, shift, device) for length in (height, width))
-    order = rows[0][:, None, :, None] * width + columns[0][:, None]  # (rows, columns, window, window)
-    is_token = rows[1][:, None, :, None] & columns[1][:, None]
-    places = rows[2][:, None] * columns[0].shape[0] + columns[2]  # (H, W), the window of each token
-    places = (places * window + rows[3][:, None]) * window + columns[3]
+    order = rows.tokens[:, None, :, None] * width + columns.tokens[:, None]  # (rows, columns, window, window)
+    is_token = rows.is_token[:, None, :, None] & columns.is_token[:, None]
+    places = rows.windows[:, None] * columns.tokens.shape[0] + columns.windows  # (H, W), the window of each token
+    places = (places * window + rows.places[:, None]) * window + columns.places
     return PaddedWindows(window, order.flatten(), is_token.flatten(), places.flatten())
 
 
+class _PaddedAxis(NamedTuple):
+    tokens: Tensor  # (windows, window), the index on the axis of the token at each place; 0 at padding
+    is_token: Tensor  # (windows, window), False at padding
+    windows: Tensor  # (length,), the window of each token
+    places: Tensor  # (length,), its place in there
+
+
 def _pad_axis(length, window, shift, device):
-    """`axis_segments`, padded: tokens and whether they are, (windows, window); window and place of each, (length,)."""
+    """`axis_segments`, each padded to a window."""
     count = ((window - shift) % window + length + window - 1) // window
     before = (window - shift) % window * (torch.scalar_tensor(length, device=device) > window)  # padding
     tokens = torch.arange(count * window, device=device).view(count, window) - before
     is_token = (tokens >= 0) & (tokens < length)
     places = torch.arange(length, device=device) + before
-    return tokens.where(is_token, 0), is_token, places // window, places % window
+    return _PaddedAxis(tokens.where(is_token, 0), is_token, places // window, places % window)
 
 
 def gather(x: Tensor, parts: Sequence[Windows]) -> tuple[Tensor, ...]:

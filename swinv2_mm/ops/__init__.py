@@ -24,16 +24,19 @@ VARIABLE = 'SWINV2_MM_ATTENTION'  # the environment variable that forces a path
 forced = os.environ.get(VARIABLE)
 
 
-def attention(qkv: Tensor, scale: Tensor, table: Tensor, windows: Windows, dropout: float = 0.0) -> Tensor:
+def attention(
+    qkv: Tensor, scale: Tensor, table: Tensor, windows: Windows | PaddedWindows, dropout: float = 0.0
+) -> Tensor:
     """`reference.attention` through the fastest path that can serve the call.
 
     The environment variable ``SWINV2_MM_ATTENTION``, read when the package is imported, forces a path for comparison:
-    ``reference``, ``sdpa``, ``flash_cpu`` or ``flash_cuda``.
+    ``reference``, ``sdpa``, ``flash_cpu`` or ``flash_cuda``. Padded windows, in an export for any size, have a path of
+    their own.
 
     Args:
         qkv (Tensor): (B, H, W, 3 * heads * d) on the map, or (T, 3 * heads * d) in window order.
         scale (Tensor), table (Tensor), dropout (float): as in `reference.attention`.
-        windows (Windows): the windows that hold these tokens.
+        windows (Windows | PaddedWindows): the windows that hold these tokens.
 
     Returns:
         Tensor: (B, H, W, heads * d) or (T, heads * d), in the dtype and order of ``qkv``.

@@ -26,15 +26,15 @@ def attention(qkv: Tensor, scale: Tensor, table: Tensor, windows: PaddedWindows,
     """
     batch, height, width, channels = qkv.shape
     num_heads, num_places = table.shape[0], windows.window**2
-    qkv = qkv.view(batch, height * width, 3, num_heads, channels // (3 * num_heads))
-    q, k, v = qkv.unbind(2)
-    q, k = cosine(q) * scale.view(num_heads, 1), cosine(k)
-    q, k, v = (  # (B, windows, heads, N, d)
-        x.index_select(1, windows.order).unflatten(1, (-1, num_places)).transpose(2, 3) for x in (q, k, v)
-    )
-    lowest = torch.finfo(k.dtype).min
-    mask = torch.zeros_like(windows.is_token, dtype=k.dtype).masked_fill(~windows.is_token, lowest)
-    logits = q @ k.mT + window_bias(table, windows.window, windows.window) + mask.view(-1, 1, 1, num_places)
-    out = F.dropout(torch.softmax(logits, -1), dropout).to(v.dtype) @ v
+    q, k, v = qkv.view(batch, height * width, 3, num_heads, channels // (3 * num_heads)).unbind(2)
+    with torch.autocast(qkv.device.type, enabled=False):
+        q, k, v = (  # (B, windows, heads, N, d)
+            x.index_select(1, windows.order).unflatten(1, (-1, num_places)).transpose(2, 3)
+            for x in (cosine(q) * scale.view(num_heads, 1), cosine(k), v)
+        )
+        mask = torch.zeros_like(windows.is_token, dtype=k.dtype)
+        mask = mask.masked_fill(~windows.is_token, torch.finfo(k.dtype).min).view(-1, 1, 1, num_places)
+        logits = q @ k.mT + window_bias(table, windows.window, windows.window) + mask
+        out = F.dropout(torch.softmax(logits, -1), dropout).to(v.dtype) @ v
     out = out.transpose(2, 3).flatten(3).flatten(1, 2)  # (B, windows * N, C)
     return out.index_select(1, windows.places).view(batch, height, width, channels // 3)
