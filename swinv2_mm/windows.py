@@ -214,7 +214,7 @@ def _pad_axis(length, window, shift, device):
     tokens = torch.arange(count * window, device=device).view(count, window) - before
     is_token = (tokens >= 0) & (tokens < length)
     places = torch.arange(length, device=device) + before
-    return _PaddedAxis(tokens.where(is_token, 0), is_token, places // window, places % window)
+    return _PaddedAxis(torch.where(is_token, tokens, 0), is_token, places // window, places % window)
 
 
 def gather(x: Tensor, parts: Sequence[Windows]) -> tuple[Tensor, ...]:
