@@ -7,6 +7,7 @@ else, such as weight decay 0.01, warm-up and augmentation, is from mmseg's recip
 _base_ = [
     'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
     '_base_/swinv2_tiny_patch4_window16_256.py',
+    '_base_/ade20k_views.py',
 ]
 
 custom_imports = dict(imports=['swinv2_mm'])
@@ -18,8 +19,4 @@ optim_wrapper = dict(
 )
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
-# The host's views are relative to the size of the image. In the papers they are relative to the scale of training.
-_base_.tta_pipeline[1].transforms[0] = [
-    dict(type='Resize', scale=(int(2048 * ratio), int(512 * ratio)), keep_ratio=True)
-    for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-]
+_base_.tta_pipeline[1].transforms[0] = _base_.pop('views').crops_512

@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,8 +15,11 @@ import pytest
 import torch
 from draws import DRAWS
 from entries import run_tool
+from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
+from mmseg.models import FCNHead
+from mmseg.models.decode_heads import STDCHead
 from PIL import Image
 from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
@@ -45,7 +49,7 @@ from spoilt import (
 )
 
 from swinv2_mm.checks.coco import Needs, check_annotations
-from swinv2_mm.checks.data import innermost_datasets, open_dataset
+from swinv2_mm.checks.data import check_contents, innermost_datasets, open_dataset
 from swinv2_mm.checks.heads import check_heads
 from swinv2_mm.checks.label_maps import host_labels
 from swinv2_mm.checks.masks import decode_counts
@@ -187,6 +191,18 @@ def test_a_metric_reads_annotations_of_the_same_images(data, refused, tool):
     rewrite(data / TRAIN, number_anew)
     line = refused(tool, *flags, f'{split}_evaluator.ann_file={data / TRAIN}')
     assert f'{data / TRAIN}, which the metric reads, has no image with id 1 of {data / VAL}' in line
+
+
+def test_classes_are_checked_as_their_names(data):
+    cfg = launch.load_config(DET)
+    launch.set_data_root(cfg, str(data))
+    cfg.val_evaluator = dict(type=CocoMetric, ann_file='none.json')
+    with pytest.raises(ValueError, match=r'^none\.json, the ann_file of val_evaluator, does not exist'):
+        check_contents(cfg, ('val',))
+    dataset = SimpleNamespace(metainfo=dict(classes=('dog', 'cat', 'cow')))
+    check_heads(dict(auxiliary_head=dict(type=STDCHead, num_classes=1)), dataset, 'the data')
+    with pytest.raises(ValueError, match=r'auxiliary_head\.num_classes is 1, and the data has 3 classes'):
+        check_heads(dict(auxiliary_head=dict(type=FCNHead, num_classes=1)), dataset, 'the data')
 
 
 @pytest.mark.parametrize(

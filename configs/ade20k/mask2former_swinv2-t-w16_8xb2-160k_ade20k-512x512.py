@@ -7,6 +7,7 @@ _base_ = [
     'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
     '../_base_/swinv2_tiny_patch4_window16_256.py',
     '../_base_/mask2former_paramwise.py',
+    '../_base_/ade20k_views.py',
 ]
 
 custom_imports = dict(imports=['mmdet.models', 'swinv2_mm'])
@@ -19,8 +20,4 @@ optim_wrapper = dict(
     paramwise_cfg=dict(_base_.pop('paramwise_cfg'), _delete_=True, decay_rate=0.95),
 )
 
-# The host's views are relative to the size of the image. In the papers they are relative to the scale of training.
-_base_.tta_pipeline[1].transforms[0] = [
-    dict(type='Resize', scale=(int(2048 * ratio), int(512 * ratio)), keep_ratio=True)
-    for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-]
+_base_.tta_pipeline[1].transforms[0] = _base_.pop('views').crops_512

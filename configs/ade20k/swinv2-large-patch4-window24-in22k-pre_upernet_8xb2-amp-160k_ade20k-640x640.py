@@ -1,6 +1,10 @@
 """UPerNet with SwinV2-L, window 24, from ImageNet-22K and 1K, on ADE20K, crops of 640 pixels, in bfloat16."""
 
-_base_ = ['../upernet_swinv2.py', '../_base_/swinv2_large_patch4_window12to24_192to384_22kto1k_ft.py']
+_base_ = [
+    '../upernet_swinv2.py',
+    '../_base_/swinv2_large_patch4_window12to24_192to384_22kto1k_ft.py',
+    '../_base_/ade20k_views.py',
+]
 
 crop_size = (640, 640)
 model = dict(
@@ -30,8 +34,4 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# The host's views are relative to the size of the image. In the papers they are relative to the scale of training.
-_base_.tta_pipeline[1].transforms[0] = [
-    dict(type='Resize', scale=(int(2560 * ratio), int(640 * ratio)), keep_ratio=True)
-    for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-]
+_base_.tta_pipeline[1].transforms[0] = _base_.pop('views').crops_640

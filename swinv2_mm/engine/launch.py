@@ -77,7 +77,8 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
     _allow_onedl_recipes()
     try:
         cfg = Config.fromfile(path)
-        scope = cfg.get('default_scope') or _host_of(cfg.get('model'))  # imports the class of a pure-Python config
+        _import_classes(cfg.get('model'))
+        scope = cfg.get('default_scope') or _host_of(cfg.get('model'))
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise ValueError(f'config {path} cannot be read: {first_line(error)}') from error
     if scope not in HOSTS or 'model' not in cfg:
@@ -95,6 +96,12 @@ def load_config(path: str | os.PathLike, overrides: Mapping | None = None) -> Co
         raise ValueError(f'config {path} is for {scope}, which does not import here: {first_line(error)}') from error
     merge_options(cfg, overrides or {})
     return cfg
+
+
+def _import_classes(node):
+    """Import the classes that a part of a pure-Python config names, which mmengine does as values are read."""
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        _import_classes(value)
 
 
 def _host_of(model):
