@@ -1,7 +1,7 @@
 """Whether operators are recorded, and so which shortcuts may be taken and whether a size is open.
 
-Shortcuts are reading weights instead of calling a layer, keeping results, and using our own operators. Hooks, compilers,
-tracers, counters of operators and the transforms of torch.func must see what PyTorch itself would do.
+Shortcuts are reading weights instead of calling a layer, keeping results, and using our own operators. Hooks,
+compilers, tracers, counters of operators and the transforms of torch.func must see what PyTorch itself would do.
 """
 
 from __future__ import annotations
