@@ -42,6 +42,15 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope='module')
+def one_thread():
+    """For models too small to gain from more threads, which would wait for each other where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope='session')
 def randomize():
     """Give every parameter a random value: nothing stays 0 or 1, and some logit scales exceed their limit, 4.6."""

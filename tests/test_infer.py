@@ -26,6 +26,7 @@ from pycocotools.cocoeval import COCOeval
 
 from swinv2_mm.engine import launch
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo/mask-rcnn_swinv2_shapes.py'
 SHAPES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
@@ -65,15 +66,6 @@ model['data_preprocessor'] = dict(mean=[100.0], std=[60.0], bgr_to_rgb=False)
 """
 PANOPTIC = """_base_ = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py'
 """
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """The models are too small to gain from more, and would wait for each other's where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')

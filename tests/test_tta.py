@@ -27,6 +27,7 @@ from swinv2_mm import InstanceTTAModel
 from swinv2_mm.engine import launch
 from swinv2_mm.engine.tta import augment_test, check_views, count_views
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 HEIGHT, WIDTH = 160, 240  # of the images
 SIZES = (60, 90), (120, 80)  # width and height of the views; the second is distorted less
 FLIPS = {'none': (), 'horizontal': (-1,), 'vertical': (-2,)}  # axes
@@ -53,14 +54,6 @@ tta_model = dict(type='InstanceTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_
 SEG_VIEWS = VIEWS.split('tta_model')[0].replace('Det', 'Seg').replace(', with_bbox=True', '') + (
     "model['data_preprocessor'] = dict(mean=[90.0, 110.0, 100.0])\n"
 )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')

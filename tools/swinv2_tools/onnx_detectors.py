@@ -251,7 +251,7 @@ def nearest(ones: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         same = others[2] == label
         if same.any():
             apart = [(other[same] - one[i]).abs().amax(1) for one, other in zip(*scaled)]
-            distances[i] = torch.stack(apart).amax(0).min()
+            distances[i] = torch.stack(apart).amax(0).min().nan_to_num(math.inf)
     return distances
 
 
