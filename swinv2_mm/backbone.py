@@ -230,7 +230,9 @@ class SwinTransformerV2(BaseModule):
                 x = self.layers[i - 1].downsample(x)
             x = stage(x)
             if i in self.out_indices:
-                outs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2).contiguous())
+                out = getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2)
+                # `contiguous` would ask whether a side is 1, and so close it in an export for any size.
+                outs.append(out.clone(memory_format=torch.contiguous_format))
         return tuple(outs)
 
     @property

@@ -114,11 +114,11 @@ def test_onnx_by_the_older_exporter_serves_any_batch_and_refuses_other_sizes(bui
 @needs_export
 def test_an_exported_program_of_any_size_has_the_values_at_every_size(build):
     backbone = build(arch=dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))).double().eval().requires_grad_(False)
-    axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height', min=16), 3: torch.export.Dim('width', min=16)}
+    axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height', min=8), 3: torch.export.Dim('width', min=8)}
     with compat.open_sizes():
         image = images(2, torch.float64)
         exported = torch.export.export(backbone, (image,), dynamic_shapes=(axes,)).module()
-    for batch, height, width in ((2, *SIZE), (1, 16, 16), (3, 17, 40), (1, 32, 100), (4, 65, 33)):
+    for batch, height, width in ((2, *SIZE), (1, 16, 16), (3, 17, 40), (1, 8, 8), (4, 65, 33)):
         image = torch.randn(batch, 3, height, width, dtype=torch.float64)
         assert_same(exported(image), backbone(image), 1e-12)
 
