@@ -558,6 +558,11 @@ def test_a_pure_python_config_trains_and_what_it_saves_is_used(load_tool, shapes
     assert entries.run_tool(load_tool, 'infer', *inference) == 0
     assert [path.name for path in (out / 'labels').iterdir()] == [f'{image.stem}.png']
     assert load_tool('analyze_model').build(str(tmp_path / 'pure.py')).arch == start.arch
+    exporter, checkpoint = load_tool('export_onnx'), str(tmp_path / 'run/iter_1.pth')
+    exported = '--out', 'x.onnx', '--size', '8', '8', '--part', 'model'
+    for config in (tmp_path / 'pure.py', tmp_path / 'run/pure.py'):
+        args = exporter.parse_args([str(config), checkpoint, *exported])
+        assert exporter.build(exporter.read_config(args), args).model.backbone.arch == start.arch
     tested = tmp_path / 'pure.py', tmp_path / 'run/iter_1.pth', '--data-root', shapes / 'ade'
     more = '--work-dir', tmp_path / 'tested', '--show-dir', tmp_path / 'pictures'
     more = *more, '--cfg-options', f'experiment_name={tmp_path.name}'  # in one second, training has the same
