@@ -6,6 +6,7 @@ Each also says how far what a runtime computes is from what PyTorch computes.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -62,7 +63,7 @@ class Preprocess(nn.Module):
         return F.pad(image, (0, right, 0, bottom), value=self.pad_value)
 
 
-class Exported(nn.Module):
+class Exported(nn.Module, ABC):
     """A part of a model, with or without its preprocessing. ``image`` is (B, 3, H, W), or (B, H, W, 3) with it.
 
     Args:
@@ -80,13 +81,13 @@ class Exported(nn.Module):
             return self.compute(image, *image.shape[2:])
         return self.compute(self.preprocess(image), *image.shape[1:3])
 
+    @abstractmethod
     def compute(self, image: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
         """The outputs of a normalised image (B, 3, H, W), without padding as large as this."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self, count: int) -> list[str]:
         """Of that many outputs."""
-        raise NotImplementedError
 
     def predict(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs, computed by the host where that is another way."""
