@@ -253,7 +253,8 @@ def write(exported: Exported, args: argparse.Namespace) -> None:
     sizes = trial_sizes(exported.model.backbone, args)
     batches = BATCHES if 'batch' in args.dynamic else (args.batch or 1,)
     images = [example(exported, batch, *size) for size in sizes for batch in batches]
-    names = exported.names(len(exported(images[0])))
+    expected = [exported.expected(image) for image in images]
+    names = exported.names(len(expected[0]))
     try:
         with whole(out) as partial:
             axes = open_axes(exported, args, min(sizes[0]))
@@ -261,7 +262,7 @@ def write(exported: Exported, args: argparse.Namespace) -> None:
                 model = onnx_files.export(exported, images[-1], names, axes, args.opset)
             onnx_files.check_standard(model)
             onnx.save(exported.on_trial(model), partial)
-            onnx_files.compare(partial, exported, images)
+            onnx_files.compare(partial, exported, images, expected)
             onnx.save(model, partial)
             seconds = onnx_files.measure(partial, exported, images[-len(batches)], args.repeat) if args.repeat else {}
     except OSError as error:

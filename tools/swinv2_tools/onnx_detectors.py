@@ -89,8 +89,7 @@ class Detector(Exported):
 
     def predict(self, image: Tensor) -> tuple[Tensor, ...]:
         """What mmdet's own heads predict, as `compute` gives it."""
-        height, width = image.shape[1:3] if self.preprocess else image.shape[2:]
-        image = self.preprocess(image) if self.preprocess else image
+        image, height, width = self.prepare(image)
         meta = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0))
         samples = [DetDataSample(metainfo=dict(meta, batch_input_shape=tuple(image.shape[2:]))) for _ in image]
         model, maps = self.model, self.model.extract_feat(image)

@@ -77,9 +77,13 @@ class Exported(nn.Module, ABC):
         self.preprocess = Preprocess(model.data_preprocessor) if preprocess else None
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return self.compute(*self.prepare(image))
+
+    def prepare(self, image: Tensor) -> tuple[Tensor, int, int]:
+        """What the model takes of an image, and the height and width of the image itself."""
         if self.preprocess is None:
-            return self.compute(image, *image.shape[2:])
-        return self.compute(self.preprocess(image), *image.shape[1:3])
+            return image, *image.shape[2:]
+        return self.preprocess(image), *image.shape[1:3]
 
     @abstractmethod
     def compute(self, image: Tensor, height: int, width: int) -> tuple[Tensor, ...]:

@@ -6,11 +6,10 @@ import torch
 from mmcv.ops import nms, roi_align
 from torch import Tensor
 
-LIBRARY = 'swinv2_mm_export'  # of the operators below
 NONE = -1  # index, score and label of a box that is none
 
 
-@torch.library.custom_op(f'{LIBRARY}::best_boxes', mutates_args=())
+@torch.library.custom_op('swinv2_mm_export::best_boxes', mutates_args=())
 def best_boxes(boxes: Tensor, scores: Tensor, iou_thr: float, score_thr: float, limit: int) -> Tensor:
     """Non-maximum suppression.
 
@@ -37,7 +36,7 @@ def _(boxes, scores, iou_thr, score_thr, limit):
     return boxes.new_empty(boxes.shape[0], limit, dtype=torch.int64)
 
 
-@torch.library.custom_op(f'{LIBRARY}::pool_boxes', mutates_args=())
+@torch.library.custom_op('swinv2_mm_export::pool_boxes', mutates_args=())
 def pool_boxes(maps: Tensor, rois: Tensor, size: int, scale: float, sampling_ratio: int, aligned: bool) -> Tensor:
     """RoIAlign.
 
